@@ -1,0 +1,84 @@
+"""The contract of every compression method: tokens and counts in, a plan out."""
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from crtc import counts
+from crtc.merging import give_mass
+from crtc.selection import top_k
+from crtc.tokens import Groups, Plan, SignalName, Tokens
+
+Need = SignalName | Literal["text", "grid"]
+Family = Literal["control", "saliency", "merging", "diversity", "clustering", "graph", "learned"]
+
+
+class Method(nn.Module):
+    """Chooses which tokens stay and what becomes of the rest; never touches a host.
+
+    A subclass implements `plan` and declares what it needs. Runners read the declarations; none asks for a class.
+    """
+
+    source: ClassVar[str] = ""
+    """Where the method is from: paper, or what it is in one line."""
+    family: ClassVar[Family]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """Signals and kinds of tokens without which the method cannot work."""
+    question_aware: bool = False
+    """Whether the text tokens change the plan."""
+    uses_order: bool = False
+    """Whether the order of the tokens changes the plan beyond ties."""
+
+    @abstractmethod
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Keep exactly `k[g]` tokens of every group.
+
+        Raises:
+            ValueError: if a group cannot give `k[g]` tokens, or a needed signal is missing.
+        """
+
+    def forward(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Check the request, then plan."""
+        counts.check(k, tokens.group_sizes)
+        missing = self.missing(tokens)
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs {', '.join(sorted(missing))}, which these tokens lack")
+        if bool((k == tokens.group_sizes).all()):
+            return keep_all(tokens)
+        return self.plan(tokens, k)
+
+    def missing(self, tokens: Tokens) -> frozenset[str]:
+        """Which needs the tokens do not meet."""
+        there: set[str] = set(tokens.signals.present)
+        if not bool(tokens.candidates.all()):
+            there.add("text")
+        if bool((tokens.grid[tokens.candidates] >= 0).all()):
+            there.add("grid")
+        return frozenset(self.needs - there)
+
+
+class ScoreMethod(Method):
+    """A method that is a score: the highest of every group stay, each of the rest gives its mass to the kept token most
+    like it."""
+
+    @abstractmethod
+    def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
+        """Importance of every token, higher is better; values of context tokens are ignored."""
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Keep the `k[g]` highest scores of every group, the earlier token where scores are equal."""
+        groups = Groups.of(tokens)
+        kept = top_k(groups.gather(self.score(tokens).float()), groups.valid, k)
+        return give_mass(tokens, groups, kept)
+
+
+def keep_all(tokens: Tokens) -> Plan:
+    """The plan that changes nothing."""
+    kept = tokens.candidates.nonzero()[:, 0]
+    slot = torch.full_like(tokens.group, -1)
+    slot[kept] = torch.arange(len(kept), device=kept.device)
+    weight = tokens.candidates.to(torch.float32)
+    return Plan(kept, slot, weight, torch.ones(len(kept), device=kept.device), tokens.group)

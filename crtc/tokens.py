@@ -1,0 +1,250 @@
+"""What a method sees and what it answers: `Tokens`, `Plan`, and `apply`, which carries a plan out.
+
+Letters of the house: N tokens, C candidates (tokens that may be dropped), G groups, K kept, D channels, E edges.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TEXT, IMAGE, VIDEO = 0, 1, 2
+CONTEXT = -1
+"""Group of tokens that are never dropped, such as the question."""
+DROPPED = -1
+
+SignalName = Literal["cls_attention", "received_attention", "keys", "features"]
+SIGNALS: tuple[SignalName, ...] = get_args(SignalName)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a host could capture, one row per token, rows of context tokens zero.
+
+    Args:
+        cls_attention: softmax attention of the vision tower's [CLS] query, mean over heads.
+        received_attention: attention a token receives from all queries of its image, mean over heads and queries.
+        keys: keys of the same layer, mean over heads.
+        features: encoder states before the projector.
+    """
+
+    cls_attention: Float[Tensor, " N"] | None = None
+    received_attention: Float[Tensor, " N"] | None = None
+    keys: Float[Tensor, "N Dk"] | None = None
+    features: Float[Tensor, "N De"] | None = None
+
+    @property
+    def present(self) -> frozenset[SignalName]:
+        """Names of the signals that are there."""
+        return frozenset(name for name in SIGNALS if getattr(self, name) is not None)
+
+    def select(self, index: Int[Tensor, " M"]) -> "Signals":
+        """The signals of some tokens."""
+        return Signals(**{name: getattr(self, name)[index] for name in self.present})
+
+    def to(self, *args: torch.device | torch.dtype | str) -> "Signals":
+        """The signals on another device or in another float type, as `Tensor.to`."""
+        return Signals(**{name: getattr(self, name).to(*args) for name in self.present})
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All tokens of a batch of ragged sequences as one flat list, text and visual, without padding.
+
+    Args:
+        x: features in the language model's embedding space.
+        kind: `TEXT`, `IMAGE` or `VIDEO`.
+        sequence: the prompt that a token belongs to, ascending.
+        group: the group whose tokens share one count (an image or a clip), numbered 0, 1, ... in order of
+            appearance; `CONTEXT` for tokens that are never dropped. A group lies within one sequence, contiguous.
+        grid: time, row, column of a visual token; -1 where there is none.
+        signals: what the host captured.
+
+    Raises:
+        ValueError: if shapes disagree, features are not finite, or groups are not as described.
+    """
+
+    x: Float[Tensor, "N D"]
+    kind: Int[Tensor, " N"]
+    sequence: Int[Tensor, " N"]
+    group: Int[Tensor, " N"]
+    grid: Int[Tensor, "N 3"]
+    signals: Signals = field(default_factory=Signals)
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or not self.x.is_floating_point():
+            raise ValueError(f"x is {tuple(self.x.shape)} of {self.x.dtype}, expected floating [N, D]")
+        num = len(self.x)
+        for name, shape in (("kind", (num,)), ("sequence", (num,)), ("group", (num,)), ("grid", (num, 3))):
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"{name} is {tuple(getattr(self, name).shape)}, expected {shape}")
+        for name in self.signals.present:
+            signal = getattr(self.signals, name)
+            if len(signal) != num:
+                raise ValueError(f"signal {name} has {len(signal)} rows, expected {num}")
+            if not bool(torch.isfinite(signal).all()):
+                raise ValueError(f"signal {name} holds NaN or infinity, expected finite values")
+        if not bool(torch.isfinite(self.x).all()):
+            row = int((~torch.isfinite(self.x)).any(1).nonzero()[0, 0])
+            raise ValueError(f"x holds NaN or infinity, first in token {row}, expected finite features")
+        if num and bool((self.sequence.diff() < 0).any()):
+            raise ValueError("sequence is not ascending, expected the tokens of a sequence to lie together")
+        members = self.group[self.group >= 0]
+        if bool((self.group < CONTEXT).any()):
+            raise ValueError(f"group holds {int(self.group.min())}, expected {CONTEXT} or larger")
+        if len(members):
+            steps = members.diff()
+            if int(members[0]) != 0 or bool(((steps < 0) | (steps > 1)).any()):
+                raise ValueError("group is not numbered 0, 1, ... in order of appearance without gaps")
+            first = torch.full((self.num_groups,), num, device=self.x.device).scatter_reduce_(
+                0, members, self.sequence[self.group >= 0], "amin"
+            )
+            if bool((first[members] != self.sequence[self.group >= 0]).any()):
+                raise ValueError("a group spans two sequences, expected each group within one sequence")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups in the batch."""
+        return int(self.group.max()) + 1 if len(self.group) else 0
+
+    @property
+    def candidates(self) -> Bool[Tensor, " N"]:
+        """Which tokens may be dropped."""
+        return self.group >= 0
+
+    @property
+    def group_sizes(self) -> Int[Tensor, " G"]:
+        """Candidates of every group."""
+        return torch.bincount(self.group[self.candidates], minlength=self.num_groups)
+
+    def to(self, *args: torch.device | torch.dtype | str) -> "Tokens":
+        """The tokens on another device or with features in another float type, as `Tensor.to`."""
+        floating = any(isinstance(arg, torch.dtype) for arg in args)
+        whole = {} if floating else {name: getattr(self, name).to(*args) for name in ("kind", "sequence", "group", "grid")}
+        return replace(self, x=self.x.to(*args), signals=self.signals.to(*args), **whole)
+
+    def select(self, sequences: Int[Tensor, " S"]) -> "Tokens":
+        """Some sequences of the batch, in the order given, renumbered."""
+        parts = [(self.sequence == s).nonzero()[:, 0] for s in sequences.tolist()]
+        index = torch.cat(parts)
+        owner = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
+        group = self.group[index]
+        inside = group >= 0
+        fresh = torch.ones_like(group[inside], dtype=torch.bool)
+        fresh[1:] = (group[inside].diff() != 0) | (owner[inside].diff() != 0)
+        renumbered = group.clone()
+        renumbered[inside] = fresh.cumsum(0) - 1
+        return Tokens(self.x[index], self.kind[index], owner, renumbered, self.grid[index], self.signals.select(index))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The candidates of every group side by side, padded to the longest: the form that vectorised methods work on.
+
+    Args:
+        index: token numbers, 0 where padded.
+        valid: False where padded.
+    """
+
+    index: Int[Tensor, "G M"]
+    valid: Bool[Tensor, "G M"]
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "Groups":
+        """The groups of `tokens`."""
+        sizes = tokens.group_sizes
+        flat = tokens.candidates.nonzero()[:, 0]
+        longest = int(sizes.max()) if len(sizes) else 0
+        valid = torch.arange(longest, device=flat.device) < sizes[:, None]
+        index = torch.zeros(valid.shape, dtype=torch.long, device=flat.device)
+        index[valid] = flat
+        return cls(index, valid)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """`rows` [N, ...] as [G, M, ...], zero where padded."""
+        picked = rows[self.index]
+        return picked * self.valid.view(*self.valid.shape, *[1] * (rows.ndim - 1)).to(rows.dtype)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tokens stay, what becomes of the others. A value: save it, compare it, draw it, apply it.
+
+    Row k of the result is `sum_i weight[i] * x[i]` over the tokens with `slot[i] == k`: pruning is weight 1 on the kept
+    token and 0 on those whose mass it takes over, a mean has weights 1 / n. The mass `size[k]` counts the tokens that a
+    slot stands for, whether they gave their content or only their mass.
+
+    Args:
+        kept: numbers of the kept tokens, ascending; a merged token stands where its kept token stood.
+        slot: for every candidate the slot that it joins, `DROPPED` if it joins none; `DROPPED` for context.
+        weight: share of every token in the content of its slot.
+        size: how many tokens each slot stands for.
+        group: the group of every token, as in `Tokens`.
+
+    Raises:
+        ValueError: if kept is not ascending, a kept token is not in its own slot, a slot is out of range, or a merge
+            crosses groups.
+    """
+
+    kept: Int[Tensor, " K"]
+    slot: Int[Tensor, " N"]
+    weight: Float[Tensor, " N"]
+    size: Float[Tensor, " K"]
+    group: Int[Tensor, " N"]
+
+    def __post_init__(self) -> None:
+        if len(self.kept) and (int(self.kept.min()) < 0 or int(self.kept.max()) >= len(self.slot)):
+            raise ValueError(f"kept reaches {int(self.kept.max())}, expected numbers of {len(self.slot)} tokens")
+        if bool((self.kept.diff() <= 0).any()):
+            raise ValueError("kept is not strictly ascending")
+        if self.slot.shape != self.weight.shape or self.slot.shape != self.group.shape:
+            raise ValueError(f"slot, weight and group have {len(self.slot)}, {len(self.weight)}, {len(self.group)} rows")
+        if self.kept.shape != self.size.shape:
+            raise ValueError(f"size has {len(self.size)} rows, expected {len(self.kept)}")
+        order = torch.arange(len(self.kept), device=self.kept.device)
+        if not torch.equal(self.slot[self.kept], order):
+            raise ValueError("a kept token is not in its own slot")
+        if len(self.slot) and (int(self.slot.min()) < DROPPED or int(self.slot.max()) >= len(self.kept)):
+            raise ValueError(f"slot reaches {int(self.slot.max())}, expected less than {len(self.kept)}")
+        joined = self.slot >= 0
+        if bool((self.group[joined] != self.group[self.kept][self.slot[joined]]).any()):
+            raise ValueError("a token joins a slot of another group")
+
+    @property
+    def num_kept(self) -> Int[Tensor, " G"]:
+        """Kept tokens of every group."""
+        groups = int(self.group.max()) + 1 if len(self.group) else 0
+        return torch.bincount(self.group[self.kept], minlength=groups)
+
+    @property
+    def merges(self) -> bool:
+        """Whether any slot takes content from more than its kept token."""
+        alone = torch.zeros_like(self.weight)
+        alone[self.kept] = 1
+        return not torch.equal(alone, self.weight)
+
+    def to(self, device: torch.device | str) -> "Plan":
+        """The same plan on another device."""
+        return Plan(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def apply(plan: Plan, x: Float[Tensor, "N *rest"]) -> Float[Tensor, "K *rest"]:
+    """Carry a plan out on any tensor that has the same tokens; differentiable in `x` and the weights.
+
+    Raises:
+        ValueError: if `x` has another number of tokens than the plan.
+    """
+    if len(x) != len(plan.slot):
+        raise ValueError(f"x has {len(x)} tokens, the plan {len(plan.slot)}")
+    if not plan.weight.requires_grad and not plan.merges:
+        return x[plan.kept]
+    joined = (plan.slot >= 0).nonzero()[:, 0]
+    accurate = torch.promote_types(x.dtype, torch.float32)
+    share = plan.weight[joined].to(accurate).view(-1, *[1] * (x.ndim - 1))
+    total = torch.zeros(len(plan.kept), *x.shape[1:], dtype=accurate, device=x.device)
+    return total.index_add(0, plan.slot[joined], share * x[joined].to(accurate)).to(x.dtype)

@@ -1,0 +1,310 @@
+"""Train the embedded host: a stock LLaVA that answers questions about glyph scenes.
+
+Cheap on two CPU cores by three means. Many questions share one image in one sequence (block mask). The first stage sees
+small scenes, windows of the final position grid, at a fifth of the cost. Dense per-patch labels supervise the projected
+visual tokens beside the answers, and the [CLS] state learns which colour-kind pairs the scene holds, so that [CLS]
+attention means something.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from crtc.tasks.glyphs.photographs import Split
+from crtc.tasks.glyphs.questions import FAMILIES, ask
+from crtc.tasks.glyphs.scene import COLORS, NUMBER, PATCH, SHAPES, Scene, make_scene
+from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
+
+GRID = 24
+IGNORE = -100
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+def make_host(*, hidden: int = 192, vision_layers: int = 5, text_layers: int = 5, head: int = 32) -> LlavaForConditionalGeneration:
+    """An untrained stock LLaVA: CLIP tower with [CLS] on 576 patches, Llama decoder, glyph vocabulary."""
+    tokenizer = _tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=hidden // head,
+        image_size=GRID * PATCH,
+        patch_size=PATCH,
+        projection_dim=hidden,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=8 * hidden // 3,
+        num_hidden_layers=text_layers,
+        num_attention_heads=hidden // head,
+        num_key_value_heads=hidden // head,
+        head_dim=head,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=GRID * GRID,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+@dataclass(frozen=True)
+class PackedScenes:
+    """A batch of scenes, each with several questions behind one another in a single text."""
+
+    pixels: Float[Tensor, "B 3 H W"]
+    patch: Int[Tensor, "B V"]  # index of every patch in the 24 x 24 grid
+    labels: dict[str, Int[Tensor, "B V"]]
+    presence: Float[Tensor, "B P"]  # which colour-kind pairs the scene holds
+    ids: Int[Tensor, "B L"]  # questions and answers
+    segment: Int[Tensor, "B L"]  # question that a token belongs to, -1 padding
+    position: Int[Tensor, "B L"]  # place in its question
+    targets: Int[Tensor, "B L"]  # next token where it is an answer token, else -100
+    families: Int[Tensor, "B Q"]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, *args: Any, **kwargs: Any) -> "PackedScenes":
+        """The same batch on another device, as `Tensor.to`."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PackedScenes(
+            **{
+                name: {key: label.to(*args, **kwargs) for key, label in value.items()} if isinstance(value, dict) else value.to(*args, **kwargs)
+                for name, value in moved.items()
+            }
+        )
+
+
+def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> PackedScenes:
+    """Ask `questions` questions about each scene and pack them."""
+    tokenizer = _tokenizer()
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    side = scenes[0].image.shape[0] // PATCH
+    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    corner = torch.from_numpy(random.integers(0, GRID - side + 1, (len(scenes), 2)))
+    steps = torch.arange(side)
+    patch = (((corner[:, :1] + steps) * GRID)[:, :, None] + (corner[:, 1:] + steps)[:, None, :]).flatten(1)
+    labels = {
+        name: torch.from_numpy(np.stack([getattr(scene.labels, name) for scene in scenes])).flatten(1)
+        for name in ("kind", "color", "place", "middle", "size")
+    }
+    kinds = (*SHAPES, NUMBER)
+    presence = torch.zeros(len(scenes), len(COLORS) * len(kinds))
+    rows: list[dict[str, list[int]]] = []
+    families = torch.zeros(len(scenes), questions, dtype=torch.long)
+    for index, scene in enumerate(scenes):
+        for thing in scene.things:
+            presence[index, list(COLORS).index(thing.color) * len(kinds) + kinds.index(thing.kind)] = 1
+        row: dict[str, list[int]] = {"ids": [], "segment": [], "position": [], "targets": []}
+        for number, question in enumerate(ask(scene, random, questions)):
+            families[index, number] = list(FAMILIES).index(question.family)
+            prompt = tokenizer(PROMPT.format(question=question.text)).input_ids
+            prompt = prompt[prompt.index(image_id) + 1 :]
+            answer = [*tokenizer(question.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            row["ids"] += prompt + answer[:-1]
+            row["targets"] += [IGNORE] * (len(prompt) - 1) + answer
+            row["segment"] += [number] * (len(prompt) + len(answer) - 1)
+            row["position"] += range(len(prompt) + len(answer) - 1)
+        rows.append(row)
+    fill = {"ids": tokenizer.pad_token_id, "segment": -1, "position": 0, "targets": IGNORE}
+    text = {
+        name: nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+        for name, value in fill.items()
+    }
+    return PackedScenes(pixels, patch, labels, presence, text["ids"], text["segment"], text["position"], text["targets"], families)
+
+
+class _Scenes(IterableDataset[PackedScenes]):
+    """Batches `start`, `start + 1`, ... of a stage; the same index always gives the same batch."""
+
+    def __init__(self, split: Split, seed: int, start: int, stop: int, batch_size: int, cells: int, things: tuple[int, int], questions: int):
+        self.split, self.seed, self.start, self.stop = split, seed, start, stop
+        self.batch_size, self.cells, self.things, self.questions = batch_size, cells, things, questions
+
+    def __iter__(self) -> Iterator[PackedScenes]:
+        for step in range(self.start, self.stop):
+            numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+            scenes = [make_scene(self.split, self.seed, number, cells=self.cells, things=self.things) for number in numbers]
+            yield pack(scenes, self.questions, np.random.default_rng([self.seed, step, self.cells]))
+
+
+class HostTraining(lightning.LightningModule):
+    """Answers by next-token prediction, patches by dense labels, [CLS] by what the scene holds.
+
+    Args:
+        stage: `"windows"` trains on 96 x 96 scenes placed anywhere in the position grid, `"full"` on 192 x 192.
+        steps: optimiser steps of this stage; the learning rate falls linearly to zero at its end.
+        batch_size: scenes per step.
+        questions: questions per scene.
+        learning_rate: of Muon (hidden matrices) and AdamW (all other parameters).
+        dense_weight: weight of the per-patch losses.
+        start_from: a checkpoint whose weights this stage begins with.
+        seed: of scenes, questions and initial weights.
+    """
+
+    def __init__(
+        self,
+        stage: str = "full",
+        steps: int = 1000,
+        batch_size: int = 32,
+        questions: int = 12,
+        learning_rate: float = 2e-3,
+        dense_weight: float = 1.0,
+        start_from: str | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if stage not in ("windows", "full"):
+            raise ValueError(f"stage is {stage!r}, expected 'windows' or 'full'")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        torch.manual_seed(seed)
+        self.host = make_host()
+        width = self.host.config.text_config.hidden_size
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, size) for name, size in {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7}.items()}
+        )
+        self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))
+        self.done = 0  # batches seen, so that a resumed run goes on with the next one
+        if start_from is not None:
+            self.load_state_dict(torch.load(start_from, weights_only=True, map_location="cpu")["state_dict"])
+
+    def forward(self, batch: PackedScenes) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits at every text position, projected visual tokens, [CLS] state."""
+        model = self.host.model
+        tower = model.vision_tower
+        table = tower.embeddings.position_embedding.weight
+        patches = tower.embeddings.patch_embedding(batch.pixels).flatten(2).transpose(1, 2) + table[batch.patch + 1]
+        summary = (tower.embeddings.class_embedding + table[0]).expand(len(batch), 1, -1)
+        states = tower.encoder(inputs_embeds=tower.pre_layrnorm(torch.cat([summary, patches], 1))).last_hidden_state
+        visual = model.multi_modal_projector(states[:, 1:])
+        prefix = self._prefix.to(batch.ids.device).expand(len(batch), -1)
+        embed = model.get_input_embeddings()
+        sequence = torch.cat([embed(prefix), visual, embed(batch.ids)], 1)
+        position = torch.cat(
+            [
+                torch.arange(prefix.shape[1], device=prefix.device).expand_as(prefix),
+                prefix.shape[1] + batch.patch,
+                prefix.shape[1] + GRID * GRID + batch.position,
+            ],
+            1,
+        )
+        head = prefix.shape[1] + visual.shape[1]
+        owner = torch.cat([batch.segment.new_full((len(batch), head), -2), batch.segment], 1)
+        visible = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).tril()
+        visible = visible & ((owner[:, None, :] == -2) | (owner[:, None, :] == owner[:, :, None]))
+        mask = torch.zeros(visible.shape, dtype=sequence.dtype, device=owner.device).masked_fill(~visible, -1e4)[:, None]
+        hidden = model.language_model(inputs_embeds=sequence, attention_mask=mask, position_ids=position, use_cache=False)
+        return self.host.lm_head(hidden.last_hidden_state[:, head:]), visual, tower.post_layernorm(states[:, 0])
+
+    @property
+    def _prefix(self) -> Tensor:
+        tokenizer = _tokenizer()
+        ids = tokenizer(PROMPT).input_ids
+        return torch.tensor([ids[: ids.index(tokenizer.convert_tokens_to_ids("<image>"))]])
+
+    def _losses(self, batch: PackedScenes) -> tuple[dict[str, Tensor], Tensor]:
+        logits, visual, summary = self(batch)
+        losses = {"answer": F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE)}
+        for name, head in self.heads.items():
+            losses[name] = F.cross_entropy(head(visual).flatten(0, 1).float(), batch.labels[name].flatten(), ignore_index=IGNORE)
+        losses["presence"] = F.binary_cross_entropy_with_logits(self.presence(summary).float(), batch.presence)
+        return losses, logits
+
+    def training_step(self, batch: PackedScenes, batch_idx: int) -> None:
+        """One step of both optimisers."""
+        left = max(0.0, 1 - self.done / self.hparams["steps"])
+        scale = min(1.0, (self.done + 1) / 50, left / 0.7)
+        losses, _ = self._losses(batch)
+        loss = losses["answer"] + losses["presence"] + self.hparams["dense_weight"] * sum(losses[name] for name in self.heads)
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.hparams["learning_rate"] * scale
+            optimizer.step()
+        self.done += 1
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log("answer", losses["answer"].detach(), prog_bar=True, logger=False)
+
+    def validation_step(self, batch: PackedScenes, batch_idx: int) -> None:
+        """Share of questions of each family whose every answer token is the likeliest one."""
+        losses, logits = self._losses(batch)
+        wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORE)
+        questions = batch.families.shape[1]
+        failed = torch.zeros(len(batch), questions + 1, dtype=torch.long, device=wrong.device)
+        failed.scatter_add_(1, batch.segment % (questions + 1), wrong.long())
+        right = (failed[:, :questions] == 0).float()
+        for index, name in enumerate(FAMILIES):
+            chosen = batch.families == index
+            if chosen.any():
+                self.log(f"accuracy/{name}", right[chosen].mean(), batch_size=int(chosen.sum()), on_epoch=True)
+        self.log("accuracy", right.mean(), batch_size=right.numel(), on_epoch=True, prog_bar=True)
+        self.log_dict({f"validation/{name}": value for name, value in losses.items()}, batch_size=len(batch), on_epoch=True)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the hidden matrices, AdamW for embeddings, norms, biases and heads."""
+        blocks = {id(p) for part in (self.host.model.vision_tower.encoder, self.host.model.language_model.layers) for p in part.parameters() if p.ndim == 2}
+        matrices = [p for p in self.parameters() if id(p) in blocks]
+        others = [p for p in self.parameters() if id(p) not in blocks]
+        rate = self.hparams["learning_rate"]
+        return [
+            torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, weight_decay=0.01, betas=(0.9, 0.98)),
+        ]
+
+    def _shape(self) -> dict[str, Any]:
+        return {"cells": 3, "things": (2, 6)} if self.hparams["stage"] == "windows" else {"cells": 6, "things": (10, 18)}
+
+    def train_dataloader(self) -> DataLoader[PackedScenes]:
+        """Training batches from where the run stands."""
+        size, questions, seed = (self.hparams[name] for name in ("batch_size", "questions", "seed"))
+        return DataLoader(
+            _Scenes("train", seed, self.done, self.hparams["steps"], size, questions=questions, **self._shape()), batch_size=None
+        )
+
+    def val_dataloader(self) -> DataLoader[PackedScenes]:
+        """160 scenes of the calibration split with 12 questions each."""
+        return DataLoader(_Scenes("calibration", 0, 0, 5, 32, questions=12, **self._shape()), batch_size=None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the number of batches seen."""
+        checkpoint["done"] = self.done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the next batch."""
+        self.done = checkpoint["done"]
