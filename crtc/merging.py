@@ -27,7 +27,9 @@ def make_plan(tokens: Tokens, groups: Groups, owner: Int[Tensor, "G M"], weight:
     return Plan(kept_tokens, slot, share, size, tokens.group)
 
 
-def nearest_kept(x: Float[Tensor, "G M D"], kept: Bool[Tensor, "G M"], valid: Bool[Tensor, "G M"]) -> Int[Tensor, "G M"]:
+def nearest_kept(
+    x: Float[Tensor, "G M D"], kept: Bool[Tensor, "G M"], valid: Bool[Tensor, "G M"]
+) -> Int[Tensor, "G M"]:
     """Owner map: every token joins the kept token with the largest cosine, kept tokens own themselves."""
     unit = F.normalize(x.float(), dim=-1)
     width = int(kept.sum(1).max())
@@ -45,7 +47,9 @@ def give_mass(tokens: Tokens, groups: Groups, kept: Bool[Tensor, "G M"]) -> Plan
     return make_plan(tokens, groups, owner, kept.to(torch.float32))
 
 
-def mean(owner: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"], weight: Float[Tensor, "G M"] | None = None) -> Float[Tensor, "G M"]:
+def mean(
+    owner: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"], weight: Float[Tensor, "G M"] | None = None
+) -> Float[Tensor, "G M"]:
     """Shares of a (weighted) mean: every slot's shares sum to one.
 
     Args:
@@ -57,3 +61,8 @@ def mean(owner: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"], weight: Float[Te
     target = owner.clamp(min=0)
     total = torch.zeros_like(own).scatter_add(1, target, own)
     return own / total.gather(1, target).masked_fill(~joins, 1)
+
+
+def centres(owner: Int[Tensor, "G M"]) -> Bool[Tensor, "G M"]:
+    """The kept tokens of an owner map: those that own themselves."""
+    return owner == torch.arange(owner.shape[1], device=owner.device)

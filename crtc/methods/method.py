@@ -1,7 +1,8 @@
 """The contract of every compression method: tokens and counts in, a plan out."""
 
-from abc import abstractmethod
-from typing import ClassVar, Literal
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ Need = SignalName | Literal["text", "grid"]
 Family = Literal["control", "saliency", "merging", "diversity", "clustering", "graph", "learned"]
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """Chooses which tokens stay and what becomes of the rest; never touches a host.
 
     A subclass implements `plan` and declares what it needs. Runners read the declarations; none asks for a class.
@@ -25,8 +26,8 @@ class Method(nn.Module):
     source: ClassVar[str] = ""
     """Where the method is from: paper, or what it is in one line."""
     family: ClassVar[Family]
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """Signals and kinds of tokens without which the method cannot work."""
+    needs: frozenset[Need] = frozenset()
+    """Signals and kinds of tokens without which the method cannot work; settings of an instance may change them."""
     question_aware: bool = False
     """Whether the text tokens change the plan."""
     uses_order: bool = False
@@ -50,6 +51,16 @@ class Method(nn.Module):
             return keep_all(tokens)
         return self.plan(tokens, k)
 
+    @classmethod
+    def ready(cls, **kwargs: Any) -> Self:
+        """The method as users get it by name; a learned one with the weights that ship with the package."""
+        return cls(**kwargs)
+
+    @classmethod
+    def for_width(cls, width: int) -> Self:
+        """The method for tokens of `width` channels; a learned one untrained."""
+        return cls()
+
     def missing(self, tokens: Tokens) -> frozenset[str]:
         """Which needs the tokens do not meet."""
         there: set[str] = set(tokens.signals.present)
@@ -59,10 +70,17 @@ class Method(nn.Module):
             there.add("grid")
         return frozenset(self.needs - there)
 
+    def extra_repr(self) -> str:
+        """What the constructor was given."""
+        given = {name: getattr(self, name, self) for name in inspect.signature(type(self)).parameters}
+        return ", ".join(f"{name}={value!r}" for name, value in given.items() if not isinstance(value, nn.Module))
+
 
 class ScoreMethod(Method):
-    """A method that is a score: the highest of every group stay, each of the rest gives its mass to the kept token most
-    like it."""
+    """A method that is a score: the highest of every group stay.
+
+    Each of the rest gives its mass to the kept token most like it.
+    """
 
     @abstractmethod
     def score(self, tokens: Tokens) -> Float[Tensor, " N"]:

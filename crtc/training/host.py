@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -33,6 +34,7 @@ from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 
 GRID = 24
 IGNORE = -100
+STAGES = ("patches", "windows", "full")
 
 
 @cache
@@ -75,7 +77,29 @@ def make_host(*, hidden: int = 192, vision_layers: int = 5, text_layers: int = 5
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
     )
-    return LlavaForConditionalGeneration(config)
+    host = LlavaForConditionalGeneration(config)
+    _start_local(host.model.vision_tower)
+    return host
+
+
+def _start_local(tower: CLIPVisionModel) -> None:
+    """Begin with neighbours attending to each other: 2-D sine positions, and keys that equal queries.
+
+    From random tables the tower needs thousands of steps to find out which patches touch; this is only a start, every
+    weight stays trainable (positions as in MAE, attention after Trockman and Kolter, 2023, "Mimetic initialization").
+    """
+    width = tower.config.hidden_size
+    frequency = 1 / 30 ** (torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(GRID)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], 1)
+    table = torch.cat([wave[:, None].expand(-1, GRID, -1), wave[None].expand(GRID, -1, -1)], -1).flatten(0, 1)
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight[1:] = 1.2 * table
+        tower.embeddings.patch_embedding.weight.mul_(10)  # keeps pace with the positions under the layer norm
+        for layer in tower.encoder.layers:
+            query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
+            nn.init.normal_(query, std=width**-0.5)
+            key.copy_(query)
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,7 @@ def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> Pa
         for thing in scene.things:
             presence[index, list(COLORS).index(thing.color) * len(kinds) + kinds.index(thing.kind)] = 1
         row: dict[str, list[int]] = {"ids": [], "segment": [], "position": [], "targets": []}
-        for number, question in enumerate(ask(scene, random, questions)):
+        for number, question in enumerate(ask(scene, random, questions, start=int(random.integers(len(FAMILIES))))):
             families[index, number] = list(FAMILIES).index(question.family)
             prompt = tokenizer(PROMPT.format(question=question.text)).input_ids
             prompt = prompt[prompt.index(image_id) + 1 :]
@@ -163,7 +187,8 @@ class HostTraining(lightning.LightningModule):
     """Answers by next-token prediction, patches by dense labels, [CLS] by what the scene holds.
 
     Args:
-        stage: `"windows"` trains on 96 x 96 scenes placed anywhere in the position grid, `"full"` on 192 x 192.
+        stage: `"patches"` trains the tower alone on 96 x 96 scenes placed anywhere in the position grid, `"windows"` the
+            whole model on the same, `"full"` on 192 x 192.
         steps: optimiser steps of this stage; the learning rate falls linearly to zero at its end.
         batch_size: scenes per step.
         questions: questions per scene.
@@ -185,8 +210,8 @@ class HostTraining(lightning.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if stage not in ("windows", "full"):
-            raise ValueError(f"stage is {stage!r}, expected 'windows' or 'full'")
+        if stage not in STAGES:
+            raise ValueError(f"stage is {stage!r}, expected one of {STAGES}")
         self.save_hyperparameters()
         self.automatic_optimization = False
         torch.manual_seed(seed)
@@ -200,15 +225,19 @@ class HostTraining(lightning.LightningModule):
         if start_from is not None:
             self.load_state_dict(torch.load(start_from, weights_only=True, map_location="cpu")["state_dict"])
 
-    def forward(self, batch: PackedScenes) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at every text position, projected visual tokens, [CLS] state."""
+    def see(self, batch: PackedScenes) -> tuple[Tensor, Tensor]:
+        """Projected visual tokens and the [CLS] state."""
         model = self.host.model
         tower = model.vision_tower
         table = tower.embeddings.position_embedding.weight
         patches = tower.embeddings.patch_embedding(batch.pixels).flatten(2).transpose(1, 2) + table[batch.patch + 1]
         summary = (tower.embeddings.class_embedding + table[0]).expand(len(batch), 1, -1)
         states = tower.encoder(inputs_embeds=tower.pre_layrnorm(torch.cat([summary, patches], 1))).last_hidden_state
-        visual = model.multi_modal_projector(states[:, 1:])
+        return model.multi_modal_projector(states[:, 1:]), tower.post_layernorm(states[:, 0])
+
+    def answer(self, batch: PackedScenes, visual: Tensor) -> Tensor:
+        """Logits at every text position."""
+        model = self.host.model
         prefix = self._prefix.to(batch.ids.device).expand(len(batch), -1)
         embed = model.get_input_embeddings()
         sequence = torch.cat([embed(prefix), visual, embed(batch.ids)], 1)
@@ -226,7 +255,7 @@ class HostTraining(lightning.LightningModule):
         visible = visible & ((owner[:, None, :] == -2) | (owner[:, None, :] == owner[:, :, None]))
         mask = torch.zeros(visible.shape, dtype=sequence.dtype, device=owner.device).masked_fill(~visible, -1e4)[:, None]
         hidden = model.language_model(inputs_embeds=sequence, attention_mask=mask, position_ids=position, use_cache=False)
-        return self.host.lm_head(hidden.last_hidden_state[:, head:]), visual, tower.post_layernorm(states[:, 0])
+        return self.host.lm_head(hidden.last_hidden_state[:, head:])
 
     @property
     def _prefix(self) -> Tensor:
@@ -234,12 +263,17 @@ class HostTraining(lightning.LightningModule):
         ids = tokenizer(PROMPT).input_ids
         return torch.tensor([ids[: ids.index(tokenizer.convert_tokens_to_ids("<image>"))]])
 
-    def _losses(self, batch: PackedScenes) -> tuple[dict[str, Tensor], Tensor]:
-        logits, visual, summary = self(batch)
-        losses = {"answer": F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE)}
-        for name, head in self.heads.items():
-            losses[name] = F.cross_entropy(head(visual).flatten(0, 1).float(), batch.labels[name].flatten(), ignore_index=IGNORE)
+    def _losses(self, batch: PackedScenes) -> tuple[dict[str, Tensor], Tensor | None]:
+        visual, summary = self.see(batch)
+        losses = {
+            name: F.cross_entropy(head(visual).flatten(0, 1).float(), batch.labels[name].flatten(), ignore_index=IGNORE)
+            for name, head in self.heads.items()
+        }
         losses["presence"] = F.binary_cross_entropy_with_logits(self.presence(summary).float(), batch.presence)
+        if self.hparams["stage"] == "patches":
+            return losses, None
+        logits = self.answer(batch, visual)
+        losses["answer"] = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE)
         return losses, logits
 
     def training_step(self, batch: PackedScenes, batch_idx: int) -> None:
@@ -247,7 +281,8 @@ class HostTraining(lightning.LightningModule):
         left = max(0.0, 1 - self.done / self.hparams["steps"])
         scale = min(1.0, (self.done + 1) / 50, left / 0.7)
         losses, _ = self._losses(batch)
-        loss = losses["answer"] + losses["presence"] + self.hparams["dense_weight"] * sum(losses[name] for name in self.heads)
+        dense = torch.stack([losses[name] for name in self.heads]).sum()
+        loss = losses.get("answer", 0) + losses["presence"] + self.hparams["dense_weight"] * dense
         optimizers = self.optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -259,11 +294,13 @@ class HostTraining(lightning.LightningModule):
             optimizer.step()
         self.done += 1
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
-        self.log("answer", losses["answer"].detach(), prog_bar=True, logger=False)
 
     def validation_step(self, batch: PackedScenes, batch_idx: int) -> None:
         """Share of questions of each family whose every answer token is the likeliest one."""
         losses, logits = self._losses(batch)
+        self.log_dict({f"validation/{name}": value for name, value in losses.items()}, batch_size=len(batch), on_epoch=True)
+        if logits is None:
+            return
         wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORE)
         questions = batch.families.shape[1]
         failed = torch.zeros(len(batch), questions + 1, dtype=torch.long, device=wrong.device)
@@ -274,7 +311,6 @@ class HostTraining(lightning.LightningModule):
             if chosen.any():
                 self.log(f"accuracy/{name}", right[chosen].mean(), batch_size=int(chosen.sum()), on_epoch=True)
         self.log("accuracy", right.mean(), batch_size=right.numel(), on_epoch=True, prog_bar=True)
-        self.log_dict({f"validation/{name}": value for name, value in losses.items()}, batch_size=len(batch), on_epoch=True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the hidden matrices, AdamW for embeddings, norms, biases and heads."""
@@ -288,7 +324,7 @@ class HostTraining(lightning.LightningModule):
         ]
 
     def _shape(self) -> dict[str, Any]:
-        return {"cells": 3, "things": (2, 6)} if self.hparams["stage"] == "windows" else {"cells": 6, "things": (10, 18)}
+        return {"cells": 3, "things": (2, 6)} if self.hparams["stage"] != "full" else {"cells": 6, "things": (10, 18)}
 
     def train_dataloader(self) -> DataLoader[PackedScenes]:
         """Training batches from where the run stands."""

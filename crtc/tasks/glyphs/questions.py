@@ -165,16 +165,17 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 }
 
 
-def ask(scene: Scene, random: np.random.Generator, count: int) -> list[Question]:
-    """`count` questions about a scene, families as even as the scene allows, no text twice unless it must be."""
+def ask(scene: Scene, random: np.random.Generator, count: int, *, start: int = 0) -> list[Question]:
+    """`count` questions about a scene, no text twice unless it must be.
+
+    Families take turns, beginning with number `start`; one that the scene gives no question for is asked of later.
+    """
     asked: list[Question] = []
     seen: set[str] = set()
     order = list(FAMILIES)
     tries = 0
     while len(asked) < count:
-        if tries % len(order) == 0:
-            random.shuffle(order)
-        question = FAMILIES[order[tries % len(order)]](scene, random)
+        question = FAMILIES[order[(start + tries) % len(order)]](scene, random)
         tries += 1
         if question is not None and (question.text not in seen or tries > 20 * count):
             asked.append(question)

@@ -1,0 +1,141 @@
+"""k-means on whole padded batches of groups, with exactly `k[g]` clusters per group whatever the tokens are."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from crtc.tokens import DROPPED
+
+
+def k_means(
+    x: Float[Tensor, "G M D"],
+    valid: Bool[Tensor, "G M"],
+    k: Int[Tensor, " G"],
+    *,
+    spherical: bool = False,
+    seed: int = 0,
+    iterations: int = 20,
+    tolerance: float = 1e-4,
+) -> Int[Tensor, "G M"]:
+    """Owner map: every token joins the medoid of its cluster, the member nearest to the cluster's mean.
+
+    Starts with k-means++. A group's draws depend on the seed alone, and a group stops by itself, so its clusters do not
+    depend on the others of the batch.
+
+    Args:
+        spherical: directions instead of points: tokens and centres have length one.
+        seed: of the start.
+        iterations: at most as many updates of the centres.
+        tolerance: a group stops when no centre moves farther than this share of the tokens' spread (the root mean
+            square of their distance from their mean).
+    """
+    x = x.float()
+    if spherical:
+        x = F.normalize(x, dim=-1)
+    spread = _centred(x, valid)
+    # Distances come from products; they lose fewer digits near the origin.
+    x = x if spherical else spread
+    scale = (spread.square().sum((1, 2)) / valid.sum(1)).sqrt()
+    real = torch.arange(int(k.max()), device=x.device) < k[:, None]
+
+    first = k_means_plus_plus(x, valid, k, seed)
+    centre = x.gather(1, first[..., None].expand(-1, -1, x.shape[-1]))
+    label = _assign(_squared_distance(x, centre, real), valid, real)
+    active = torch.ones_like(k, dtype=torch.bool)
+    for _ in range(iterations):
+        fresh = _means(x, label, valid, real, spherical)
+        moved = (fresh - centre).norm(dim=-1).masked_fill(~real, 0).amax(1)
+        centre = torch.where(active[:, None, None], fresh, centre)
+        active = active & (moved > tolerance * scale)
+        if not bool(active.any()):
+            break
+        label = torch.where(active[:, None], _assign(_squared_distance(x, centre, real), valid, real), label)
+
+    distance = _squared_distance(x, _means(x, label, valid, real, spherical), real)
+    member = _members(label, valid, real)
+    distance = distance.masked_fill(~member, torch.inf)
+    # The two members of a pair are equally near to their mean; rounding must not decide between them.
+    near = distance <= distance.amin(1, keepdim=True) + 1e-5 * scale.square()[:, None, None]
+    medoid = (near & member).long().argmax(1)
+    return medoid.gather(1, label).masked_fill(~valid, DROPPED)
+
+
+def k_means_plus_plus(
+    x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"], seed: int
+) -> Int[Tensor, "G K"]:
+    """Different places to start from: each next one drawn with odds of its squared distance to those before.
+
+    Columns from `k[g]` on repeat chosen places. Step i uses the i-th draw of the seed in every group.
+    """
+    steps, rows = int(k.max()), torch.arange(len(x), device=x.device)
+    draws = torch.rand(steps, generator=torch.Generator().manual_seed(seed)).to(x.device).double()
+    length = x.square().sum(-1)
+    left = valid.clone()
+    nearest = left.float()
+    first = torch.zeros(len(x), steps, dtype=torch.long, device=x.device)
+    for step in range(steps):
+        # Where all that is left coincides with what is chosen, any of it will do.
+        odds = torch.where((nearest * left).sum(1, keepdim=True) > 0, nearest * left, left.float()).double()
+        mass = odds.cumsum(1)
+        drawn = (mass > draws[step] * mass[:, -1:]).long().argmax(1)
+        place = torch.where(step < k, drawn, first[:, 0])
+        first[:, step] = place
+        left[rows, place] = False
+        product = (x @ x[rows, place][..., None])[..., 0]
+        distance = (length + length[rows, place][:, None] - 2 * product).clamp(min=0)
+        nearest = distance if step == 0 else torch.minimum(nearest, distance)
+    return first
+
+
+def _centred(x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"]) -> Float[Tensor, "G M D"]:
+    """Tokens minus the mean of their group; 0 where padded."""
+    mean = x.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
+    return (x - mean) * valid[..., None]
+
+
+def _squared_distance(
+    x: Float[Tensor, "G M D"], centre: Float[Tensor, "G K D"], real: Bool[Tensor, "G K"]
+) -> Float[Tensor, "G M K"]:
+    """Squared distance of every token to every centre, infinite to those that are not real."""
+    product = x @ centre.transpose(1, 2)
+    distance = x.square().sum(-1)[..., None] + centre.square().sum(-1)[:, None] - 2 * product
+    return distance.clamp(min=0).masked_fill(~real[:, None], torch.inf)
+
+
+def _members(label: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"], real: Bool[Tensor, "G K"]) -> Bool[Tensor, "G M K"]:
+    """Which token is in which cluster."""
+    return (label[..., None] == torch.arange(real.shape[1], device=label.device)) & valid[..., None]
+
+
+def _means(
+    x: Float[Tensor, "G M D"],
+    label: Int[Tensor, "G M"],
+    valid: Bool[Tensor, "G M"],
+    real: Bool[Tensor, "G K"],
+    spherical: bool,
+) -> Float[Tensor, "G K D"]:
+    """Centres of the clusters. A product, not a scatter, whose order of summing may change from run to run on a GPU."""
+    member = _members(label, valid, real).to(x.dtype)
+    mean = member.transpose(1, 2) @ x / member.sum(1).clamp(min=1)[..., None]
+    return F.normalize(mean, dim=-1) if spherical else mean
+
+
+def _assign(
+    distance: Float[Tensor, "G M K"], valid: Bool[Tensor, "G M"], real: Bool[Tensor, "G K"]
+) -> Int[Tensor, "G M"]:
+    """The nearest centre of every token; a cluster that would be empty takes the token farthest from its own centre.
+
+    One token of every other cluster, its nearest, is not taken, so no cluster is emptied to fill another.
+    """
+    own, label = distance.min(-1)
+    member = _members(label, valid, real)
+    empty = ~member.any(1) & real
+    nearest = distance.masked_fill(~member, torch.inf).argmin(1)
+    stays = torch.zeros_like(label).scatter_add(1, nearest, member.any(1).long()) > 0
+    # Every token has a finite distance, so those that stay are after all that may go.
+    order = own.masked_fill(stays | ~valid, -1).argsort(dim=1, descending=True, stable=True)[:, : real.shape[1]]
+    vacant = empty.long().argsort(dim=1, descending=True, stable=True)
+    rank = torch.arange(real.shape[1], device=label.device)
+    moves = rank < empty.sum(1, keepdim=True)
+    return label.scatter(1, order, torch.where(moves, vacant, label.gather(1, order)))

@@ -1,0 +1,149 @@
+"""From pictures and questions to model inputs, and from logits back to the answer positions.
+
+Rows are questions; every picture is encoded once, however many questions are asked about it. Answers are teacher-forced:
+the argmax at every answer position is right exactly if greedy decoding gives that answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from crtc.hosts.llava import Encoded, columns
+from crtc.tasks.picture import Picture
+from crtc.tokens import Plan
+
+LLAVA_PROMPT = "USER: <image>\n{question} ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Prompts with their reference answers behind them, padded on the right.
+
+    Args:
+        inputs: `input_ids`, `attention_mask` and `pixel_values` of the pictures.
+        image_of: the picture of every row.
+        targets: the answer token that each column is to predict, -100 elsewhere.
+    """
+
+    inputs: dict[str, Any]
+    image_of: Int[Tensor, " B"]
+    targets: Int[Tensor, "B L"]
+
+
+def prompt_of(processor: ProcessorMixin, question: str) -> str:
+    """The prompt of a question about one image: by the processor's chat template, LLaVA-1.5's form without one."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+    return LLAVA_PROMPT.format(question=question)
+
+
+def dialogue(processor: Any, pictures: Sequence[Picture], answers: Sequence[Sequence[str]] | None = None) -> Dialogue:
+    """Inputs of all questions of some pictures, with the first accepted answer of each, or other `answers`, behind.
+
+    Raises:
+        ValueError: if there are no questions.
+    """
+    tokenizer = processor.tokenizer
+    rows: list[list[int]] = []
+    starts: list[int] = []
+    image_of: list[int] = []
+    if not any(picture.questions for picture in pictures):
+        raise ValueError(f"{len(pictures)} pictures hold no questions")
+    pixels = processor.image_processor(images=[picture.image for picture in pictures], return_tensors="pt")["pixel_values"]
+    for number, picture in enumerate(pictures):
+        for place, question in enumerate(picture.questions):
+            answer = question.answers[0] if answers is None else answers[number][place]
+            prompt = _expand(processor, prompt_of(processor, question.text), pixels[number])
+            rows.append(prompt + answer_ids(tokenizer, answer))
+            starts.append(len(prompt))
+            image_of.append(number)
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), tokenizer.pad_token_id or 0)
+    mask = torch.zeros_like(ids)
+    targets = torch.full_like(ids, -100)
+    for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+        targets[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
+    return Dialogue({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, torch.tensor(image_of), targets)
+
+
+def answer_ids(tokenizer: Any, answer: str) -> list[int]:
+    """Tokens of an answer as it follows a prompt, with the end of text."""
+    return [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def _expand(processor: Any, prompt: str, pixels: Float[Tensor, "3 H W"]) -> list[int]:
+    """Ids of a prompt with one placeholder per visual token."""
+    ids = processor.tokenizer(prompt).input_ids
+    image = processor.image_token_id
+    count = (pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size)
+    count += processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    return [token for one in ids for token in ([one] * count if one == image else [one])]
+
+
+def answer_logits(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any], targets: Int[Tensor, "B L"]
+) -> tuple[Float[Tensor, "A V"], Int[Tensor, " A"], Int[Tensor, " A"]]:
+    """Logits at the answer positions, the tokens expected there, and the row of each."""
+    output = model.model(**inputs)
+    asked = targets != -100
+    logits = model.lm_head(output.last_hidden_state[asked]).float()
+    return logits, targets[asked], asked.nonzero()[:, 0]
+
+
+def shortened_targets(encoded: Encoded, plan: Plan, targets: Int[Tensor, "B L"]) -> Int[Tensor, "B S"]:
+    """The targets where the shortened prompts have their answers."""
+    order = columns(encoded, plan)
+    return targets.gather(1, order.clamp(min=0)).masked_fill(order < 0, -100)
+
+
+def right_rows(logits: Float[Tensor, "A V"], expected: Int[Tensor, " A"], row: Int[Tensor, " A"], rows: int) -> Bool[Tensor, " B"]:
+    """Rows whose every answer token is the likeliest."""
+    wrong = torch.zeros(rows, dtype=torch.long, device=row.device).index_add(0, row, (logits.argmax(-1) != expected).long())
+    return wrong == 0
+
+
+@torch.no_grad()
+def full_logits(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any], image_of: Int[Tensor, " B"], targets: Int[Tensor, "B L"]
+) -> Float[Tensor, "A V"]:
+    """`answer_logits` of the whole prompts, the part that all questions of a picture share computed once.
+
+    Args:
+        model: the host.
+        inputs: ids and mask padded on the right, and `mm_encoder_outputs` with one entry per picture.
+        image_of: the picture of every row.
+        targets: expected token per column.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    images = inputs["mm_encoder_outputs"]["image"].pooler_output
+    first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(images))])
+    last_image = (ids == model.config.image_token_id).int().flip(1).argmax(1)
+    shared = ids.shape[1] - int(last_image.max())
+    if not torch.equal(ids[:, :shared], ids[first][image_of, :shared]):
+        shared = 0  # the pictures come after their questions
+    if shared == 0:
+        rows = BaseModelOutputWithPooling(pooler_output=[images[number] for number in image_of])
+        return answer_logits(model, {**inputs, "mm_encoder_outputs": {"image": rows}}, targets)[0]
+    begun = model.model(
+        input_ids=ids[first, :shared],
+        attention_mask=mask[first, :shared],
+        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(images))},
+        use_cache=True,
+    )
+    cache = begun.past_key_values
+    cache.batch_select_indices(image_of)
+    rest = model.model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True)
+    asked = targets[:, shared:] != -100
+    head = targets[:, :shared] != -100
+    if bool(head.any()):
+        raise ValueError("an answer stands before the end of the image, expected answers behind their questions")
+    return model.lm_head(rest.last_hidden_state[asked]).float()

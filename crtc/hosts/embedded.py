@@ -1,0 +1,60 @@
+"""The host that ships with the package: a stock LLaVA trained on glyph scenes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
+
+EMBEDDED = Path(__file__).parent / "glyphs_llava"
+SIZE, PATCH = 192, 8
+_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+def make_processor() -> LlavaProcessor:
+    """Pixels to [-1, 1] at 192 x 192, the glyph tokenizer, and the prompt of training as chat template."""
+    images = CLIPImageProcessorPil(
+        size={"height": SIZE, "width": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        do_convert_rgb=True,
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=make_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_TEMPLATE,
+    )
+
+
+def load_host(
+    name: str | Path | None = None, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[LlavaForConditionalGeneration, Any]:
+    """A LLaVA and its processor: the embedded one, a folder, or an id of the Hugging Face hub.
+
+    Raises:
+        ValueError: if there is no such model, or it is no LLaVA.
+    """
+    path = EMBEDDED if name is None or name == "embedded" else name
+    try:
+        model, report = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"host {str(path)!r} cannot be loaded: {error}") from error
+    if report["missing_keys"]:
+        raise ValueError(f"host {str(path)!r} is no LLaVA, it lacks {sorted(report['missing_keys'])[:3]}")
+    return model.to(device).eval(), processor
+
+
+assert PROMPT.startswith("USER: <image>\n")  # the template above must say the same

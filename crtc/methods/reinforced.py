@@ -1,0 +1,343 @@
+"""Reinforced importance, learned: seed, propagate, inhibit, then clusters weighted by importance in a learned metric."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crtc import merging
+from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
+from crtc.methods.method import Method
+from crtc.reinforcement.inhibition import inhibit, redundancy
+from crtc.reinforcement.propagation import edge_softmax, propagate
+from crtc.reinforcement.seed import Seed, text_of
+from crtc.selection import max_min, top_k
+from crtc.tokens import Groups, Plan, Tokens
+
+SHIPPED = Path(__file__).parent / "reinforced_glyphs"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_FROM_TEXT = 4
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a scorer is made of; saved beside its weights.
+
+    Args:
+        width: channels of the host's embedding space.
+        hidden: channels of a token's state.
+        channels: of importance that propagate side by side.
+        metric: dimensions of the learned metric.
+        steps: rounds of propagation; 0 leaves importance where the seed put it.
+        degree: feature neighbours of a token.
+        reaches: distances, in patches, of the grid neighbours.
+        graph: False makes it an MLP on each token and the question: no edges of any kind.
+        text_edges: whether text takes part in the graph (text order, text to image).
+        rewired: replaces every edge's source by a random token of its group, the control of the graph.
+        inhibition: whether alike neighbours share importance.
+        merge: whether dropped tokens give content to the token that stands for them, or only their mass.
+        selector: `"clusters"` covers the tokens, weighted by importance; `"top_k"` ranks them.
+    """
+
+    width: int
+    hidden: int = 64
+    channels: int = 8
+    metric: int = 32
+    steps: int = 3
+    degree: int = 8
+    reaches: tuple[int, ...] = (1, 4)
+    graph: bool = True
+    text_edges: bool = True
+    rewired: bool = False
+    inhibition: bool = True
+    merge: bool = True
+    selector: Literal["clusters", "top_k"] = "clusters"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "hidden", "channels", "metric", "degree"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.steps < 0:
+            raise ValueError(f"steps is {self.steps}, expected at least 0")
+        if self.selector not in ("clusters", "top_k"):
+            raise ValueError(f"selector is {self.selector!r}, expected 'clusters' or 'top_k'")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the network says of every candidate, groups side by side.
+
+    Args:
+        groups: which token stands where.
+        logit: log importance.
+        place: coordinates in the learned metric.
+        temperature: of the soft assignment of training.
+    """
+
+    groups: Groups
+    logit: Float[Tensor, "G M"]
+    place: Float[Tensor, "G M Z"]
+    temperature: Float[Tensor, ""]
+
+    @property
+    def distance(self) -> Float[Tensor, "G M M"]:
+        """Squared distances in the learned metric."""
+        square = self.place.square().sum(-1)
+        product = self.place @ self.place.transpose(1, 2)
+        return (square[:, :, None] + square[:, None] - 2 * product).clamp(min=0)
+
+    def choose(self, k: Int[Tensor, " G"], selector: str, distance: Float[Tensor, "G M M"]) -> Bool[Tensor, "G M"]:
+        """The anchors: farthest points where distance counts as much as importance, or the most important."""
+        logit = self.logit.detach().masked_fill(~self.groups.valid, -torch.inf)
+        if selector == "top_k":
+            return top_k(logit, self.groups.valid, k)
+        weight = (logit - logit.amax(1, keepdim=True)).exp()
+        # a floor keeps exact copies in the order of their importance once all else is covered
+        return max_min(distance.detach() + 1e-9, logit.argmax(1), self.groups.valid, k, weight)
+
+
+class Reinforced(Method):
+    """Importance is seeded by relevance, propagated over the token graph and inhibited among copies; tokens are then
+    clustered in a learned metric with importance as weight and merged ("contextual reinforcement", arXiv 2501.16658,
+    whose features this follows; the equations are ours).
+
+    Without `question` the text is not looked at: the same weights serve both ways, trained by text dropout.
+
+    Args:
+        width: channels of the host's embedding space.
+        question: whether the text steers the choice.
+        design: fields of `Design`.
+
+    Raises:
+        ValueError: if a field of the design is out of range.
+    """
+
+    source = "arXiv 2501.16658 (features), trained here"
+    family = "learned"
+
+    def __init__(self, width: int, *, question: bool = True, **design: Any):
+        super().__init__()
+        unknown = set(design) - {field.name for field in fields(Design)}
+        if unknown:
+            raise ValueError(
+                f"{sorted(unknown)} are no fields of a design, expected some of {[f.name for f in fields(Design)]}"
+            )
+        self.design = Design(width, **design)
+        self.question_aware = question
+        d = self.design
+        self.seed = Seed(width, d.hidden, d.channels)
+        statistics = 3 * d.channels if d.graph else 0
+        self.head = nn.Sequential(
+            nn.LayerNorm(self.seed.evidence + statistics),
+            nn.Linear(self.seed.evidence + statistics, d.hidden),
+            nn.GELU(),
+            nn.Linear(d.hidden, 1),
+        )
+        self.metric = nn.Linear(width, d.metric, bias=False)
+        nn.init.orthogonal_(self.metric.weight)
+        self.log_temperature = nn.Parameter(torch.tensor(-3.0))
+        if d.graph:
+            relations = 1 + 8 * len(d.reaches) + 2 + 1
+            self.share = nn.Parameter(torch.zeros(d.channels))
+            self.likeness_gain = nn.Parameter(torch.full((d.channels,), 3.0))
+            self.relation = nn.Parameter(torch.zeros(relations, d.channels))
+            self.asked_relation = nn.Linear(d.hidden, relations * d.channels)
+            self.salience = nn.Linear(self.seed.evidence, d.channels)
+            self.word = nn.Linear(width, d.channels)
+            nn.init.zeros_(self.asked_relation.weight)
+            nn.init.zeros_(self.asked_relation.bias)
+            nn.init.zeros_(self.salience.weight)
+            nn.init.zeros_(self.salience.bias)
+        if d.inhibition and d.graph:
+            self.gain = nn.Parameter(torch.tensor(0.0))
+            self.threshold = nn.Parameter(torch.tensor(0.8))
+
+    @classmethod
+    def ready(cls, **kwargs: Any) -> Self:
+        """The scorer that ships with the package, for the embedded host."""
+        return cls.from_pretrained(SHIPPED, **kwargs)
+
+    @classmethod
+    def for_width(cls, width: int) -> Self:
+        """An untrained scorer."""
+        return cls(width)
+
+    def neighbors(self, tokens: Tokens) -> Neighbors:
+        """The edges among visual tokens, which do not depend on the question."""
+        d = self.design
+        found = join(feature_neighbors(tokens.x, tokens.group, d.degree), grid_neighbors(tokens, reaches=d.reaches))
+        return _rewired(found, tokens) if d.rewired else found
+
+    def importance(self, tokens: Tokens, neighbors: Neighbors | None = None) -> Importance:
+        """Run the network; `neighbors` saves finding the visual edges again.
+
+        Raises:
+            ValueError: if the tokens have another width than the scorer was made for.
+        """
+        d = self.design
+        if tokens.x.shape[1] != d.width:
+            raise ValueError(
+                f"tokens have {tokens.x.shape[1]} channels, this scorer was trained on a host with {d.width}"
+            )
+        x = tokens.x.float()
+        groups = Groups.of(tokens)
+        words = text_of(tokens.sequence, tokens.candidates)
+        asked = words.valid & self.question_aware
+        sequence = tokens.sequence[groups.index[:, 0]]
+        order = self._order(tokens, words) if d.graph and d.text_edges and self.question_aware else None
+        visual = groups.gather(x)
+        evidence, seed, question = self.seed(visual, words.gather(x), asked, order, sequence)
+        place = self.metric(F.layer_norm(visual, visual.shape[-1:])) * d.metric**-0.5
+        if d.graph:
+            if neighbors is None:
+                neighbors = self.neighbors(tokens)
+            statistics = self._reinforce(tokens, x, groups, evidence, seed, question, neighbors)
+            logit = self.head(torch.cat([evidence, statistics], -1)).squeeze(-1)
+        else:
+            logit = self.head(evidence).squeeze(-1)
+        logit = 6 * torch.tanh(logit / 6)
+        if d.graph and d.inhibition and neighbors is not None:
+            flat = logit.new_zeros(len(tokens)).index_put((groups.index[groups.valid],), logit[groups.valid])
+            logit = groups.gather(inhibit(flat, neighbors, F.softplus(self.gain), self.threshold))
+        return Importance(groups, logit, place, self.log_temperature.exp())
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Cluster and merge, weighted by importance."""
+        said = self.importance(tokens)
+        return self.plan_from(said, tokens, k)
+
+    def plan_from(self, said: Importance, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """The plan that an importance leads to."""
+        distance = said.distance
+        chosen = said.choose(k, self.design.selector, distance)
+        places = torch.arange(chosen.shape[1], device=chosen.device)
+        owner = distance.masked_fill(~chosen[:, None], torch.inf).argmin(-1)
+        owner = torch.where(chosen, places, owner)
+        if self.design.merge:
+            weight = merging.mean(owner, said.groups.valid, said.logit.exp())
+        else:
+            weight = chosen.to(torch.float32)
+        return merging.make_plan(tokens, said.groups, owner, weight)
+
+    def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
+        """Log importance of every token, 0 for context: for drawing and for studies."""
+        said = self.importance(tokens)
+        return said.logit.new_zeros(len(tokens)).index_put(
+            (said.groups.index[said.groups.valid],), said.logit[said.groups.valid]
+        )
+
+    def _reinforce(
+        self,
+        tokens: Tokens,
+        x: Float[Tensor, "N D"],
+        groups: Groups,
+        evidence: Float[Tensor, "G M E"],
+        seed: Float[Tensor, "G M H"],
+        question: Float[Tensor, "G W"],
+        neighbors: Neighbors,
+    ) -> Float[Tensor, "G M S"]:
+        """Statistics of propagation: log importance after it, before it, and on similar tokens."""
+        d = self.design
+        with_text = d.text_edges and self.question_aware
+        edges = (
+            join(neighbors, _columns(text_image(tokens, from_text=_FROM_TEXT, from_image=1), _FROM_TEXT))
+            if with_text
+            else neighbors
+        )
+        inside = groups.index[groups.valid]
+        value = torch.zeros(len(tokens), d.channels, device=x.device)
+        if with_text:
+            text = ~tokens.candidates
+            value = value.index_put((text.nonzero()[:, 0],), F.softplus(self.word(F.layer_norm(x[text], x.shape[-1:]))))
+        value = value.index_put((inside,), seed[groups.valid])
+        salience = torch.zeros_like(value).index_put((inside,), self.salience(evidence)[groups.valid])
+        bias = self.relation + self.asked_relation(question).view(len(question), -1, d.channels)
+        rows = Neighbors(edges.index[inside], edges.likeness[inside], edges.valid[inside], edges.relation[inside])
+        logit = (
+            self.likeness_gain * rows.likeness[..., None]
+            + bias[tokens.group[inside][:, None], rows.relation]
+            + salience[rows.index]
+        )
+        weight = torch.zeros(len(tokens), edges.degree, d.channels, device=x.device)
+        weight = weight.index_put((inside,), edge_softmax(logit, rows))
+        share = torch.sigmoid(self.share) * tokens.candidates[:, None]  # text keeps its seed
+        after = propagate(value, edges, weight, share, d.steps)
+        copies = redundancy(
+            after,
+            Neighbors(
+                *(
+                    part[:, : d.degree]
+                    for part in (neighbors.index, neighbors.likeness, neighbors.valid, neighbors.relation)
+                )
+            ),
+        )
+        return groups.gather(torch.cat([(part + 1e-4).log() for part in (after, value, copies)], -1))
+
+    @staticmethod
+    def _order(tokens: Tokens, words: Groups) -> Neighbors:
+        """Text order among the padded text."""
+        found = text_order(tokens)
+        number = torch.zeros_like(tokens.sequence)
+        number[words.index[words.valid]] = torch.arange(words.valid.numel(), device=number.device).view_as(words.valid)[
+            words.valid
+        ]
+        flat = words.index.flatten()
+        valid = found.valid[flat] & words.valid.flatten()[:, None]
+        return Neighbors(number[found.index[flat]], found.likeness[flat], valid, found.relation[flat])
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"design": {f.name: getattr(self.design, f.name) for f in fields(Design)}}
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, question: bool = True) -> Self:
+        """Read what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: if a file is missing or damaged, or the weights do not fit the design.
+        """
+        folder = Path(folder)
+        try:
+            design = json.loads((folder / _CONFIG).read_text())["design"]
+            design["reaches"] = tuple(design["reaches"])
+            scorer = cls(question=question, **design)
+            scorer.load_state_dict(load_file(folder / _WEIGHTS))
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{folder} holds no readable scorer: {error}") from error
+        return scorer.eval()
+
+    def with_design(self, **changes: Any) -> Self:
+        """The same weights under another design, where only the choice and the merging differ."""
+        other = type(self)(question=self.question_aware, **cast(dict[str, Any], vars(replace(self.design, **changes))))
+        other.load_state_dict(self.state_dict())
+        return other.eval()
+
+
+def _columns(neighbors: Neighbors, count: int) -> Neighbors:
+    return Neighbors(
+        *(part[:, :count] for part in (neighbors.index, neighbors.likeness, neighbors.valid, neighbors.relation))
+    )
+
+
+def _rewired(neighbors: Neighbors, tokens: Tokens) -> Neighbors:
+    """Every edge from a random token of the same group, its likeness that of a random other edge."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = tokens.group_sizes
+    first = sizes.cumsum(0) - sizes
+    candidates = tokens.candidates.nonzero()[:, 0]
+    inside = tokens.group[candidates]
+    draw = torch.rand(len(candidates), neighbors.degree, generator=generator).to(tokens.x.device)
+    index = neighbors.index.clone()
+    index[candidates] = candidates[first[inside][:, None] + (draw * sizes[inside][:, None]).long()]
+    return replace(neighbors, index=torch.where(neighbors.valid, index, neighbors.index))

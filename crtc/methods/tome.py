@@ -1,0 +1,95 @@
+"""Token Merging: the most similar pairs of a bipartite matching become one (2210.09461)."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from crtc.merging import make_plan, mean
+from crtc.methods.method import Method
+from crtc.tokens import DROPPED, Groups, Plan, Tokens
+
+Metric = Literal["x", "keys"]
+
+
+class ToMe(Method):
+    """Merges even tokens into their most similar odd ones, round after round, until k are left.
+
+    In a round of t tokens every even one points to the odd one with the largest cosine, and the min(t - k, t // 2)
+    best pairs merge into size-weighted means, at the place of the odd token. The next round goes over the unmerged even
+    tokens and then the odd ones, as in the authors' code.
+
+    Deviations: once after the vision tower, as many rounds as it takes, instead of some pairs in every block; so the
+    keys of merged tokens are means of keys and not computed anew. Attention in proportion to size is the host's part,
+    with the sizes of the plan.
+
+    Args:
+        metric: what similarity is measured on, the tokens "x" or the vision tower's "keys".
+    """
+
+    source = "Token Merging, arXiv 2210.09461, section 3"
+    family = "merging"
+    uses_order = True
+
+    def __init__(self, metric: Metric = "x"):
+        super().__init__()
+        if metric not in get_args(Metric):
+            raise ValueError(f"metric is {metric!r}, expected one of {', '.join(get_args(Metric))}")
+        self.metric: Metric = metric
+        if metric == "keys":
+            self.needs = frozenset({"keys"})
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Merge every group down to `k[g]` means."""
+        groups = Groups.of(tokens)
+        rows = tokens.signals.keys if self.metric == "keys" else tokens.x
+        assert rows is not None
+        owner = match_repeatedly(groups.gather(rows), groups.valid, k)
+        return make_plan(tokens, groups, owner, mean(owner, groups.valid))
+
+
+def match_repeatedly(
+    metric: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"]
+) -> Int[Tensor, "G M"]:
+    """Owner map after as many rounds of bipartite matching as leave `k[g]` tokens."""
+    # Only directions count, so sums of the members do for their size-weighted means.
+    total = metric.float()
+    places = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+    owner, order, left = places, places, valid.sum(1)
+    while bool((left > k).any()):
+        order = order[:, : int(left.max())]
+        merges = torch.minimum(left - k, left // 2)
+        target = _match(total, order, left, merges)
+        total = _merge(total, target, places)
+        owner = target.gather(1, owner)
+        place = torch.arange(order.shape[1], device=order.device)
+        gone = (target.gather(1, order) != order) | (place >= left[:, None])
+        rank = (place + place % 2 * order.shape[1] + gone * 2 * order.shape[1]).argsort(dim=1)
+        order, left = order.gather(1, rank), left - merges
+    return owner.masked_fill(~valid, DROPPED)
+
+
+def _match(
+    total: Float[Tensor, "G M D"], order: Int[Tensor, "G L"], left: Int[Tensor, " G"], merges: Int[Tensor, " G"]
+) -> Int[Tensor, "G M"]:
+    """Where every place goes in one round: merged even tokens to an odd one, all others to themselves."""
+    unit = F.normalize(total, dim=-1)
+    unit = unit.gather(1, order[..., None].expand(-1, -1, unit.shape[-1]))
+    there = torch.arange(order.shape[1], device=order.device) < left[:, None]
+    likeness = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).masked_fill(~there[:, None, 1::2], -torch.inf)
+    best, partner = likeness.max(-1)
+    edge = best.masked_fill(~there[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.arange(edge.shape[1], device=edge.device).expand_as(edge)
+    merged = torch.zeros_like(edge, dtype=torch.bool).scatter(1, edge, rank < merges[:, None])
+    even, odd = order[:, ::2], order[:, 1::2]
+    target = torch.arange(total.shape[1], device=order.device).expand(total.shape[:2])
+    return target.scatter(1, even, torch.where(merged, odd.gather(1, partner), even))
+
+
+def _merge(
+    total: Float[Tensor, "G M D"], target: Int[Tensor, "G M"], places: Int[Tensor, "G M"]
+) -> Float[Tensor, "G M D"]:
+    """Sums of what goes to every place. A product, not a scatter, so that the sums do not vary from run to run."""
+    return (target[:, None] == places[..., None]).to(total.dtype) @ total

@@ -1,0 +1,82 @@
+"""Gates of training: how a count of tokens, which has no gradient, becomes something that has one.
+
+Each takes what the scorer says of a batch of tokens and answers with the rows that the language model reads.
+
+- `assignment`: the deployed clustering itself, with a straight-through soft assignment. Prompts are as short as at use.
+- `noise`: variance-preserving noise in the place of what a soft top-k drops (DiffPrune, arXiv 2605.28051). Full length.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from crtc.methods.method import keep_all
+from crtc.methods.reinforced import Importance, Reinforced
+from crtc.tokens import Plan, Tokens
+
+Gate = Callable[[Reinforced, Importance, Tokens, Int[Tensor, " G"], float, torch.Generator], tuple[Plan, Float[Tensor, "K D"]]]
+"""Scorer, importance, tokens, counts, progress in [0, 1], randomness -> plan with sizes, and the rows of its slots."""
+
+
+def assignment(
+    scorer: Reinforced, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], progress: float, random: torch.Generator
+) -> tuple[Plan, Float[Tensor, "K D"]]:
+    """Hard clusters forward, soft assignment backward: tokens learn what they would add to each slot.
+
+    `c_j = sum_i A_ij w_i x_i / sum_i A_ij w_i` and mass `sum_i A_ij`, with `A = softmax_j(-d(i, j) / tau)`.
+    """
+    distance = said.distance
+    chosen = said.choose(k, scorer.design.selector, distance)
+    width = int(k.max())
+    anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+    real = chosen.gather(1, anchors)
+    to_anchor = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1)).masked_fill(~real[:, None], torch.inf)
+    soft = (-to_anchor / said.temperature).softmax(-1)
+    hard = F.one_hot(to_anchor.argmin(-1), width).to(soft.dtype)
+    share = (hard + soft - soft.detach()) * said.groups.valid[..., None]
+    weight = share * said.logit.exp()[..., None]
+    x = said.groups.gather(tokens.x.float())
+    rows = weight.transpose(1, 2) @ x / weight.sum(1).clamp(min=1e-6)[..., None]
+    plan = scorer.plan_from(replace(said, logit=said.logit.detach(), place=said.place.detach()), tokens, k)
+    return replace(plan, size=share.sum(1)[real].clamp(min=1e-3)), rows[real].to(tokens.x.dtype)
+
+
+def noise(
+    scorer: Reinforced, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], progress: float, random: torch.Generator
+) -> tuple[Plan, Float[Tensor, "K D"]]:
+    """`sqrt(a) x + sqrt(1 - a) sigma eps` on all tokens, `a` a soft top-k whose temperature falls from 2 to 0.1."""
+    alpha = soft_top_k(said.logit / (2.0 * 0.05**progress), said.groups.valid, k)
+    x = said.groups.gather(tokens.x.float())
+    valid = said.groups.valid[..., None]
+    spread = (x.square().sum((1, 2), keepdim=True) / (valid.sum(1, keepdim=True) * x.shape[-1])).sqrt()
+    epsilon = torch.randn(x.shape, generator=random).to(x.device)
+    alpha = alpha[..., None].clamp(1e-6, 1 - 1e-6)
+    rows = alpha.sqrt() * x + (1 - alpha).sqrt() * spread * epsilon
+    return keep_all(tokens), rows[said.groups.valid].to(tokens.x.dtype)
+
+
+def soft_top_k(score: Float[Tensor, "G M"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:
+    """`sigmoid(score + t)` with the threshold t of every group such that the sum is k; differentiated through t.
+
+    Found by bisection; the implicit derivative of t is `-sum_i v_i ds_i / sum_i v_i` with `v = p (1 - p)`.
+    """
+    masked = score.masked_fill(~valid, -1e4)
+    with torch.no_grad():
+        low = -score.masked_fill(~valid, -torch.inf).amax(1, keepdim=True) - 20
+        high = -score.masked_fill(~valid, torch.inf).amin(1, keepdim=True) + 20
+        for _ in range(50):
+            middle = (low + high) / 2
+            few = torch.sigmoid(masked + middle).sum(1, keepdim=True) < k[:, None]
+            low, high = torch.where(few, middle, low), torch.where(few, high, middle)
+        threshold = (low + high) / 2
+        slope = torch.sigmoid(masked + threshold)
+        slope = slope * (1 - slope)
+    shift = (slope * (masked - masked.detach())).sum(1, keepdim=True) / slope.sum(1, keepdim=True).clamp(min=1e-9)
+    return torch.sigmoid(masked + threshold - shift)
+
+
+GATES: dict[str, Gate] = {"assignment": assignment, "noise": noise}

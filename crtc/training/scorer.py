@@ -1,0 +1,247 @@
+"""Train a `Reinforced` scorer through a frozen host: the compressed model is to answer as the full one does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from crtc.graph.neighbors import Neighbors
+from crtc.hosts.dialogue import answer_logits, dialogue, full_logits, right_rows, shortened_targets
+from crtc.hosts.embedded import load_host
+from crtc.hosts.llava import Encoded, encode, shorten
+from crtc.methods.reinforced import Importance, Reinforced
+from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
+from crtc.tokens import Groups, Tokens
+from crtc.training.gates import GATES
+
+COUNTS = (192, 128, 64, 32, 16)
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A batch for the scorer: prompts, what the full model answers, and the part of them that no question changes.
+
+    Args:
+        encoded: rows are questions.
+        image_of: the picture of every row.
+        targets: expected token per column.
+        teacher: log-probabilities of the full model at the answer positions.
+        looks: the first row of every picture: the tokens of all pictures, once each.
+    """
+
+    encoded: Encoded
+    image_of: Int[Tensor, " B"]
+    targets: Int[Tensor, "B L"]
+    teacher: Float[Tensor, "A V"]
+    looks: Tokens
+
+
+class _Batches(IterableDataset[list[Picture]]):
+    """Batches `start`, ... of a task, over and over; the same number always gives the same pictures."""
+
+    def __init__(self, task: Task, size: int, start: int, stop: int, seed: int):
+        self.task, self.size, self.start, self.stop, self.seed = task, size, start, stop, seed
+
+    def __iter__(self) -> Iterator[list[Picture]]:
+        for step in range(self.start, self.stop):
+            random = np.random.default_rng([self.seed, step])
+            yield [self.task[int(i)] for i in random.integers(len(self.task), size=self.size)]
+
+
+class ScorerTraining(lightning.LightningModule):
+    """KL to the full-token answer distribution, through the gate, at counts drawn anew for every batch.
+
+    Args:
+        host: the embedded one, or a folder or hub id of a LLaVA.
+        data: a file of JSON lines to train on; glyph scenes without.
+        calibration: a file of JSON lines that decides when to stop; glyph scenes of the calibration split without.
+        design: fields of the scorer's `Design`.
+        gate: `"assignment"` or `"noise"`.
+        counts: drawn from, small ones more often.
+        blind_share: share of batches that train without the question.
+        steps: optimiser steps.
+        pictures: per step.
+        questions: asked about each picture.
+        learning_rate: of AdamW, after 30 steps of warm-up, falling to zero by a cosine.
+        mass: whether the compressed model reads log-sizes.
+        precision: float type of the frozen host.
+        calibration_pictures: pictures of the calibration task.
+        seed: of weights, pictures, counts and noise.
+
+    Raises:
+        ValueError: if the gate or a count is unknown.
+    """
+
+    def __init__(
+        self,
+        host: str = "embedded",
+        data: str | None = None,
+        calibration: str | None = None,
+        design: dict[str, Any] | None = None,
+        gate: str = "assignment",
+        counts: Sequence[int] = COUNTS,
+        blind_share: float = 0.4,
+        steps: int = 1500,
+        pictures: int = 6,
+        questions: int = 8,
+        learning_rate: float = 3e-3,
+        mass: bool = True,
+        precision: str = "bfloat16",
+        calibration_pictures: int = 20,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"gate is {gate!r}, expected one of {sorted(GATES)}")
+        if not counts or min(counts) < 1:
+            raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
+        self.save_hyperparameters()
+        model, processor = load_host(host, dtype=getattr(torch, precision))
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self._host = (model, processor)  # in a tuple, so that checkpoints hold the scorer alone
+        torch.manual_seed(seed)
+        self.scorer = Reinforced(model.config.text_config.hidden_size, **(design or {}))
+        self.done = 0
+        self.task: Task = JsonLines(data) if data else Glyphs("train", 1_000_000, questions, seed)
+        self.calibration_task: Task = JsonLines(calibration) if calibration else Glyphs("calibration", calibration_pictures, 10)
+
+    def prepare(self, pictures: list[Picture]) -> Pupil:
+        """Encode each picture once and let the full model answer."""
+        model, processor = self._host
+        model.to(self.device)
+        talk = dialogue(processor, pictures)
+        image_of, targets = talk.image_of.to(self.device), talk.targets.to(self.device)
+        inputs = {name: value.to(self.device) for name, value in talk.inputs.items()}
+        with torch.no_grad():
+            pixels = inputs.pop("pixel_values").to(model.dtype)
+            rows = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(rows))}
+            teacher = full_logits(model, inputs, image_of, targets).log_softmax(-1)
+            encoded = encode(model, inputs, image_of=image_of)
+        first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
+        return Pupil(encoded, image_of, targets, teacher, encoded.tokens.select(first))
+
+    def importance(self, pupil: Pupil, question: bool) -> Importance:
+        """Importance for every row; without the question it is computed once per picture."""
+        self.scorer.question_aware = question
+        groups = Groups.of(pupil.encoded.tokens)
+        if not question:
+            said = self.scorer.importance(pupil.looks)
+            return replace(said, groups=groups, logit=said.logit[pupil.image_of], place=said.place[pupil.image_of])
+        if not self.scorer.design.graph:
+            return self.scorer.importance(pupil.encoded.tokens)
+        neighbors = _spread(self.scorer.neighbors(pupil.looks), Groups.of(pupil.looks), groups, pupil)
+        return self.scorer.importance(pupil.encoded.tokens, neighbors)
+
+    def training_step(self, batch: list[Picture], batch_idx: int) -> Tensor:
+        """One batch at one count, with or without the question."""
+        counts = self.hparams["counts"]
+        random = np.random.default_rng([self.hparams["seed"], self.done, 1])
+        likely = np.arange(1, len(counts) + 1, dtype=float)
+        count = int(random.choice(sorted(counts, reverse=True), p=likely / likely.sum()))
+        question = bool(random.random() >= self.hparams["blind_share"])
+        pupil = self.prepare(batch)
+        k = torch.full_like(pupil.encoded.tokens.group_sizes, count).minimum(pupil.encoded.tokens.group_sizes)
+        said = self.importance(pupil, question)
+        noise = torch.Generator().manual_seed(int(random.integers(2**31)))
+        gate = GATES[self.hparams["gate"]]
+        plan, rows = gate(self.scorer, said, pupil.encoded.tokens, k, self.done / self.hparams["steps"], noise)
+        inputs = shorten(pupil.encoded, plan, mass=self.hparams["mass"], positions="keep", rows=rows)
+        targets = shortened_targets(pupil.encoded, plan, pupil.targets)
+        logits, _, _ = answer_logits(self._host[0], inputs, targets)
+        loss = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
+        self.done += 1
+        self.log(f"train/kl_{'aware' if question else 'blind'}_{count}", loss.detach())
+        self.log("kl", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def validation_step(self, batch: list[Picture], batch_idx: int) -> None:
+        """KL and accuracy of the deployed, hard choice at the small counts, both ways."""
+        pupil = self.prepare(batch)
+        tokens = pupil.encoded.tokens
+        total = []
+        for question in (True, False):
+            said = self.importance(pupil, question)
+            for count in sorted(self.hparams["counts"])[:3]:
+                k = torch.full_like(tokens.group_sizes, count).minimum(tokens.group_sizes)
+                plan = self.scorer.plan_from(said, tokens, k)
+                inputs = shorten(pupil.encoded, plan, mass=self.hparams["mass"], positions="keep")
+                logits, expected, row = answer_logits(
+                    self._host[0], inputs, shortened_targets(pupil.encoded, plan, pupil.targets)
+                )
+                kl = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
+                right = right_rows(logits, expected, row, len(pupil.targets)).float().mean()
+                way = "aware" if question else "blind"
+                self.log_dict(
+                    {f"calibration/kl_{way}_{count}": kl, f"calibration/accuracy_{way}_{count}": right},
+                    on_epoch=True,
+                    batch_size=len(pupil.targets),
+                )
+                total.append(kl)
+        self.log("calibration/kl", torch.stack(total).mean(), on_epoch=True, batch_size=len(pupil.targets), prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine."""
+        optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=self.hparams["learning_rate"], weight_decay=0.01)
+        steps = self.hparams["steps"]
+
+        def scale(step: int) -> float:
+            return min(1.0, (step + 1) / 30) * 0.5 * (1 + float(np.cos(np.pi * min(step / steps, 1.0))))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader[list[Picture]]:
+        """Training pictures from where the run stands."""
+        batches = _Batches(self.task, self.hparams["pictures"], self.done, self.hparams["steps"], self.hparams["seed"])
+        return DataLoader(batches, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[list[Picture]]:
+        """The calibration task, in batches of five pictures."""
+        task = self.calibration_task
+        batches = [[task[j] for j in range(i, min(i + 5, len(task)))] for i in range(0, len(task), 5)]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Pictures stay where they are; `prepare` moves what the host reads."""
+        return batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the number of batches seen."""
+        checkpoint["done"] = self.done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the next batch."""
+        self.done = checkpoint["done"]
+
+    def export(self, folder: Path | str) -> None:
+        """Save the scorer as `Reinforced.from_pretrained` reads it."""
+        self.scorer.save_pretrained(folder)
+
+
+def _spread(neighbors: Neighbors, looks: Groups, groups: Groups, pupil: Pupil) -> Neighbors:
+    """Edges found once per picture, for every row that asks about it."""
+    local = torch.zeros(len(pupil.looks), dtype=torch.long, device=looks.index.device)
+    local[looks.index[looks.valid]] = torch.arange(looks.valid.shape[1], device=local.device).expand_as(looks.valid)[looks.valid]
+    place = local[neighbors.index[looks.index]][pupil.image_of]  # [G, M, K]
+    target = groups.index.gather(1, place.flatten(1)).view_as(place)
+    num, inside = len(pupil.encoded.tokens), groups.index[groups.valid]
+    index = torch.arange(num, device=local.device)[:, None].repeat(1, neighbors.degree)
+    index[inside] = target[groups.valid]
+
+    def rows(part: Tensor) -> Tensor:
+        full = torch.zeros(num, neighbors.degree, dtype=part.dtype, device=part.device)
+        full[inside] = part[looks.index][pupil.image_of][groups.valid]
+        return full
+
+    return Neighbors(index, rows(neighbors.likeness), rows(neighbors.valid), rows(neighbors.relation))
