@@ -12,6 +12,7 @@ from crtc.methods.method import ScoreMethod as ScoreMethod
 from crtc.methods.personalized_page_rank import PersonalizedPageRank as PersonalizedPageRank
 from crtc.methods.pool import Pool as Pool
 from crtc.methods.random import Random as Random
+from crtc.methods.reinforced import Reinforced as Reinforced
 from crtc.methods.tome import ToMe as ToMe
 from crtc.methods.uniform_grid import UniformGrid as UniformGrid
 from crtc.methods.visionzip import VisionZip as VisionZip

@@ -1,0 +1,4 @@
+"""Retention of methods on a task, through a host, at matched true counts."""
+
+from crtc.evaluation.evaluate import Evaluation as Evaluation
+from crtc.evaluation.evaluate import Results as Results

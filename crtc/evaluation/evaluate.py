@@ -1,0 +1,280 @@
+"""Ask a host the questions of a task with all tokens and with what each method leaves, and note what changed."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from crtc import counts as counting
+from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, full_logits, right_rows, shortened_targets
+from crtc.hosts.llava import Encoded, Positions, encode, shorten
+from crtc.merging import make_plan
+from crtc.methods.method import Method
+from crtc.retention import Bools, Floats, evidence_recall, kl_divergence
+from crtc.tasks.picture import Picture, Task
+from crtc.tokens import SIGNALS, Groups, Plan, Tokens
+
+ALL, NO_IMAGE, WRONG_IMAGE = "all tokens", "no image", "wrong image"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the table at one count, with an entry for every question.
+
+    Args:
+        right: whether every answer token was the likeliest.
+        kl: mean over the answer tokens of the KL to the full model, in nats.
+        agree: share of answer tokens whose likeliest token is the full model's.
+        recall: evidence recall, NaN where there is none.
+        milliseconds: planning time per picture and question.
+    """
+
+    right: Bools
+    kl: Floats
+    agree: Floats
+    recall: Floats
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs of an evaluation.
+
+    Args:
+        runs: by method label, mass or not, and count; controls have count 0 and no mass.
+        picture: of every question.
+        family: of every question.
+        aware: which labels look at the question.
+        skipped: labels that could not run on this host, with the reason.
+        config: what was asked for, with versions and hardware.
+    """
+
+    runs: dict[tuple[str, bool, int], Run]
+    picture: Int[np.ndarray, " Q"]
+    family: tuple[str, ...]
+    aware: dict[str, bool]
+    skipped: dict[str, str]
+    config: dict[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Methods in the order in which they were given."""
+        return tuple(dict.fromkeys(label for label, _, count in self.runs if count))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Counts, largest first."""
+        return tuple(sorted({count for _, _, count in self.runs if count}, reverse=True))
+
+    def full(self) -> Run:
+        """The run with all tokens."""
+        return self.runs[ALL, False, 0]
+
+
+class Evaluation:
+    """Compare methods on a task.
+
+    Args:
+        host: model and processor.
+        task: what is asked.
+        methods: by the label of their row.
+        counts: whole tokens per image.
+        masses: settings of mass preservation to run.
+        positions: whether kept tokens keep their position ids.
+        pictures: encoded side by side.
+
+    Raises:
+        ValueError: if there are no methods or counts.
+    """
+
+    def __init__(
+        self,
+        host: tuple[Any, Any],
+        task: Task,
+        methods: Mapping[str, Method],
+        *,
+        counts: Sequence[int] = (192, 128, 64, 32, 16),
+        masses: Sequence[bool] = (False, True),
+        positions: Positions = "keep",
+        pictures: int = 4,
+    ):
+        if not methods or not counts:
+            raise ValueError(f"methods is {list(methods)} and counts {list(counts)}, expected at least one of each")
+        self.model, self.processor = host
+        self.task, self.methods, self.counts, self.masses = task, dict(methods), tuple(counts), tuple(masses)
+        self.positions: Positions = positions
+        self.pictures = pictures
+        self._skipped: dict[str, str] = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What makes two evaluations the same."""
+        weights = hashlib.sha256()
+        for part in (self.model, *self.methods.values()):
+            for tensor in part.state_dict().values():
+                weights.update(f"{tuple(tensor.shape)} {float(tensor.double().sum())}".encode())
+        return {
+            "task": self.task.name,
+            "task_size": len(self.task),
+            "task_settings": {name: value for name, value in vars(self.task).items() if isinstance(value, int | str)},
+            "methods": {label: f"{method}" for label, method in self.methods.items()},
+            "counts": list(self.counts),
+            "masses": list(self.masses),
+            "positions": self.positions,
+            "dtype": str(self.model.dtype),
+            "weights": weights.hexdigest()[:16],
+        }
+
+    def run(self, folder: Path | str | None = None) -> Results:
+        """Evaluate; with a folder, finished batches are kept there and an interrupted run goes on behind them."""
+        parts: list[dict[str, Any]] = []
+        config = self.config
+        cache = None
+        if folder is not None:
+            key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+            cache = Path(folder) / f"parts-{key}"
+            cache.mkdir(parents=True, exist_ok=True)
+        starts = range(0, len(self.task), self.pictures)
+        for start in tqdm(starts, desc=f"evaluating on {self.task.name}", unit="batch"):
+            file = cache / f"{start:06d}.pt" if cache else None
+            if file is not None and file.exists():
+                parts.append(torch.load(file, weights_only=False))
+                continue
+            pictures = [self.task[i] for i in range(start, min(start + self.pictures, len(self.task)))]
+            part = self._batch(pictures)
+            part["picture"] = np.repeat(np.arange(start, start + len(pictures)), [len(p.questions) for p in pictures])
+            part["family"] = [question.family for picture in pictures for question in picture.questions]
+            parts.append(part)
+            if file is not None:
+                torch.save(part, file.with_suffix(".tmp"))
+                file.with_suffix(".tmp").rename(file)
+        return self._join(parts, config)
+
+    def _join(self, parts: list[dict[str, Any]], config: dict[str, Any]) -> Results:
+        runs = {}
+        for key in parts[0]["runs"]:
+            pieces = [part["runs"][key] for part in parts]
+            runs[key] = Run(
+                *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("right", "kl", "agree", "recall")),
+                milliseconds=float(np.mean([piece.milliseconds for piece in pieces])),
+            )
+        skipped: dict[str, str] = {}
+        for part in parts:
+            skipped.update(part["skipped"])
+        machine = {
+            "crtc": version("crtc"),
+            **{name: version(name) for name in ("torch", "transformers")},
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(self.model.device) if self.model.device.type == "cuda" else platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        return Results(
+            runs,
+            np.concatenate([part["picture"] for part in parts]),
+            tuple(family for part in parts for family in part["family"]),
+            {label: method.question_aware for label, method in self.methods.items()},
+            skipped,
+            {**config, "machine": machine},
+        )
+
+    @torch.no_grad()
+    def _batch(self, pictures: list[Picture]) -> dict[str, Any]:
+        talk = dialogue(self.processor, pictures)
+        device = self.model.device
+        image_of, targets = talk.image_of.to(device), talk.targets.to(device)
+        inputs = {name: value.to(device) for name, value in talk.inputs.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        wanted = {need for method in self.methods.values() for need in method.needs if need in SIGNALS}
+        encoded = encode(self.model, inputs, wanted, image_of=image_of)
+        first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
+        looks = encoded.tokens.select(first)
+        images = [looks.x[looks.group == number] for number in range(len(pictures))]
+        text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        whole = {**text, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=images)}}
+        logits = full_logits(self.model, whole, image_of, targets)
+        judge = _Judge(logits, targets)
+        runs = {(ALL, False, 0): judge(logits, recall=None, seconds=0.0)}
+        wrong = (image_of + 1) % len(pictures)
+        runs[WRONG_IMAGE, False, 0] = judge(full_logits(self.model, whole, wrong, targets), recall=None, seconds=0.0)
+        runs[NO_IMAGE, False, 0] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
+        boxes = [question.boxes for picture in pictures for question in picture.questions]
+        size = pictures[0].image.size[::-1]
+        for label, method in self.methods.items():
+            missing = method.missing(looks)
+            if missing:
+                self._skipped[label] = f"the host gives no {', '.join(sorted(missing))}"
+                continue
+            for count in self.counts:
+                tokens = encoded.tokens if method.question_aware else looks
+                k = counting.resolve(tokens.group_sizes, count=count)
+                begun = time.perf_counter()
+                plan = method(tokens, k)
+                seconds = (time.perf_counter() - begun) / tokens.num_groups
+                if not method.question_aware:
+                    plan = spread(plan, looks, encoded.tokens, image_of)
+                recall = evidence_recall(encoded.tokens, plan, boxes, size).numpy()
+                short_targets = shortened_targets(encoded, plan, targets)
+                for mass in self.masses:
+                    short = shorten(encoded, plan, mass=mass, positions=self.positions)
+                    runs[label, mass, count] = judge(answer_logits(self.model, short, short_targets)[0], recall=recall, seconds=seconds)
+        return {"runs": runs, "skipped": dict(self._skipped)}
+
+
+class _Judge:
+    """Compares logits at the answer positions with those of the full model."""
+
+    def __init__(self, full: Tensor, targets: Int[Tensor, "B L"]):
+        asked = targets != -100
+        self.expected, self.row, self.rows = targets[asked], asked.nonzero()[:, 0], len(targets)
+        self.teacher = full.log_softmax(-1)
+
+    def __call__(self, logits: Tensor, *, recall: Floats | None, seconds: float) -> Run:
+        right = right_rows(logits, self.expected, self.row, self.rows)
+        kl = kl_divergence(self.teacher, logits)
+        agree = (logits.argmax(-1) == self.teacher.argmax(-1)).float()
+        length = torch.bincount(self.row, minlength=self.rows)
+
+        def mean(values: Tensor) -> Floats:
+            return np.asarray((torch.zeros(self.rows, device=values.device).index_add(0, self.row, values) / length).double().cpu())
+
+        empty = np.full(self.rows, np.nan)
+        return Run(right.cpu().numpy(), mean(kl), mean(agree), empty if recall is None else recall, seconds * 1e3)
+
+
+def _without_image(encoded: Encoded, talk: Dialogue, targets: Int[Tensor, "B L"]) -> Tensor:
+    """Logits of the prompts without their image tokens: what the question alone gives away."""
+    ids = encoded.inputs["input_ids"]
+    stays = ids != encoded.model.config.image_token_id
+    width = int(stays.sum(1).max())
+    order = torch.argsort((~stays).int(), dim=1, stable=True)[:, :width]
+    real = stays.gather(1, order)
+    inputs = {
+        "input_ids": ids.gather(1, order),
+        "attention_mask": encoded.inputs["attention_mask"].gather(1, order) * real,
+        "position_ids": order,
+    }
+    return answer_logits(encoded.model, inputs, targets.gather(1, order).masked_fill(~real, -100))[0]
+
+
+def spread(plan: Plan, looks: Tokens, tokens: Tokens, image_of: Int[Tensor, " G"]) -> Plan:
+    """The plan of every picture for all the rows that ask about it."""
+    groups = Groups.of(looks)
+    local = torch.zeros(len(looks), dtype=torch.long, device=plan.slot.device)
+    local[groups.index[groups.valid]] = torch.arange(groups.valid.shape[1], device=local.device).expand_as(groups.valid)[groups.valid]
+    joins = plan.slot >= 0
+    owner = torch.full_like(plan.slot, -1)
+    owner[joins] = local[plan.kept][plan.slot[joins]]
+    rows = torch.where(groups.valid, owner[groups.index], -1)[image_of]
+    return make_plan(tokens, Groups.of(tokens), rows, groups.gather(plan.weight)[image_of])

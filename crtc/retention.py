@@ -1,0 +1,112 @@
+"""Semantic retention: how much of what the full model says is still said, with intervals.
+
+All functions are pure and take one entry per question or per answer token.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crtc.tokens import Plan, Tokens
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def kl_divergence(teacher: Float[Tensor, "A V"], logits: Float[Tensor, "A V"]) -> Float[Tensor, " A"]:
+    """`KL(full || compressed)` in nats at every answer token; `teacher` are log-probabilities."""
+    return (teacher.exp() * (teacher - logits.log_softmax(-1))).sum(-1).clamp(min=0)
+
+
+def evidence_recall(
+    tokens: Tokens, plan: Plan, boxes: list[tuple[tuple[float, float, float, float], ...]], size: tuple[int, int]
+) -> Float[Tensor, " G"]:
+    """Share of the evidence area that is still told apart, for every group; NaN where there is no evidence.
+
+    A patch counts by its overlap with the boxes, times the share of evidence in the content of its slot if it gives
+    content at all: 1 for a kept patch or a cluster of evidence alone, little for one averaged into background, 0 for a
+    dropped one.
+
+    Args:
+        tokens: with `grid`.
+        plan: of these tokens.
+        boxes: evidence of every group, in pixels.
+        size: height and width of the picture in pixels.
+    """
+    recall = torch.full((tokens.num_groups,), torch.nan)
+    candidates = tokens.candidates.nonzero()[:, 0].cpu()
+    grid, group = tokens.grid.cpu()[candidates], tokens.group.cpu()[candidates]
+    weight, slot = plan.weight.cpu().float()[candidates], plan.slot.cpu()[candidates]
+    rows, columns = int(grid[:, 1].max()) + 1, int(grid[:, 2].max()) + 1
+    height, width = size[0] / rows, size[1] / columns
+    overlap = torch.zeros(len(candidates))
+    for number, found in enumerate(boxes):
+        inside = group == number
+        top, left = grid[inside, 1] * height, grid[inside, 2] * width
+        area = torch.zeros(int(inside.sum()))
+        for x0, y0, x1, y1 in found:
+            tall = (torch.clamp(top + height, max=y1) - torch.clamp(top, min=y0)).clamp(min=0)
+            wide = (torch.clamp(left + width, max=x1) - torch.clamp(left, min=x0)).clamp(min=0)
+            area = area + tall * wide
+        overlap[inside] = area
+    evident = (overlap > 0).float() * weight
+    joined = slot >= 0
+    content = torch.zeros(len(plan.kept)).index_add(0, slot[joined], weight[joined])
+    pure = torch.zeros(len(plan.kept)).index_add(0, slot[joined], evident[joined]) / content.clamp(min=1e-9)
+    told = torch.where(joined & (weight > 0), pure[slot.clamp(min=0)], 0.0) * overlap
+    total = torch.zeros(tokens.num_groups).index_add(0, group, overlap)
+    kept = torch.zeros(tokens.num_groups).index_add(0, group, told)
+    has = total > 0
+    recall[has] = kept[has] / total[has]
+    return recall
+
+
+def resamples(owner: Int[np.ndarray, " Q"], *, count: int = 10_000, seed: int = 0) -> Floats:
+    """Bootstrap weights [count, Q] that draw whole pictures, since questions about one picture stand or fall together.
+
+    Args:
+        owner: the picture of every question.
+        count: resamples.
+        seed: of the draws.
+    """
+    pictures, place = np.unique(owner, return_inverse=True)
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(len(pictures), np.full(len(pictures), 1 / len(pictures)), size=count)
+    return drawn[:, place].astype(np.float64)
+
+
+def ratio(part: Floats | Bools, whole: Floats | Bools, weights: Floats) -> Interval:
+    """`100 * sum(part) / sum(whole)`, such as accuracy relative to all tokens, paired by question."""
+    part, whole = np.asarray(part, float), np.asarray(whole, float)
+    if whole.sum() == 0:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    below = weights @ whole
+    draws = 100 * (weights @ part)[below > 0] / below[below > 0]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(100 * part.sum() / whole.sum()), float(low), float(high))
+
+
+def difference(first: Floats | Bools, second: Floats | Bools, whole: Floats | Bools, weights: Floats) -> Interval:
+    """Difference of two such ratios, paired by question."""
+    return ratio(np.asarray(first, float) - np.asarray(second, float), whole, weights)
+
+
+def flips(full: Bools, compressed: Bools) -> tuple[float, float]:
+    """Harmful (right with all tokens, wrong compressed) and lucky flips, in percent of all questions."""
+    return float(100 * np.mean(full & ~compressed)), float(100 * np.mean(~full & compressed))
