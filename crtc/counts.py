@@ -5,7 +5,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 
-def resolve(group_sizes: Int[Tensor, " G"], *, keep: float | None = None, count: int | None = None) -> Int[Tensor, " G"]:
+def resolve(
+    group_sizes: Int[Tensor, " G"], *, keep: float | None = None, count: int | None = None
+) -> Int[Tensor, " G"]:
     """Whole tokens to keep of every group.
 
     Args:
@@ -36,4 +38,6 @@ def check(k: Int[Tensor, " G"], group_sizes: Int[Tensor, " G"]) -> None:
         raise ValueError(f"k has {tuple(k.shape)} entries, expected one for each of {len(group_sizes)} groups")
     if bool(((k < 1) | (k > group_sizes)).any()):
         bad = int(((k < 1) | (k > group_sizes)).nonzero()[0, 0])
-        raise ValueError(f"k of group {bad} is {int(k[bad])}, expected between 1 and its {int(group_sizes[bad])} tokens")
+        raise ValueError(
+            f"k of group {bad} is {int(k[bad])}, expected between 1 and its {int(group_sizes[bad])} tokens"
+        )

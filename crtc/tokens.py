@@ -124,9 +124,30 @@ class Tokens:
 
     def to(self, *args: torch.device | torch.dtype | str) -> "Tokens":
         """The tokens on another device or with features in another float type, as `Tensor.to`."""
-        floating = any(isinstance(arg, torch.dtype) for arg in args)
-        whole = {} if floating else {name: getattr(self, name).to(*args) for name in ("kind", "sequence", "group", "grid")}
-        return replace(self, x=self.x.to(*args), signals=self.signals.to(*args), **whole)
+        places = [arg for arg in args if not isinstance(arg, torch.dtype)]
+        whole = {name: getattr(self, name).to(*places) for name in ("kind", "sequence", "group", "grid") if places}
+        x = self.x.to(*args)  # type: ignore[call-overload]
+        return replace(self, x=x, signals=self.signals.to(*args), **whole)
+
+    def where(self, stays: Bool[Tensor, " N"]) -> "Tokens":
+        """The tokens without some of their context.
+
+        Raises:
+            ValueError: if a candidate is to go; dropping those is what plans are for.
+        """
+        if bool((self.candidates & ~stays).any()):
+            raise ValueError(
+                f"{int((self.candidates & ~stays).sum())} candidates are to go, expected context tokens only"
+            )
+        index = stays.nonzero()[:, 0]
+        return Tokens(
+            self.x[index],
+            self.kind[index],
+            self.sequence[index],
+            self.group[index],
+            self.grid[index],
+            self.signals.select(index),
+        )
 
     def select(self, sequences: Int[Tensor, " S"]) -> "Tokens":
         """Some sequences of the batch, in the order given, renumbered."""
@@ -187,8 +208,8 @@ class Plan:
         group: the group of every token, as in `Tokens`.
 
     Raises:
-        ValueError: if kept is not ascending, a kept token is not in its own slot, a slot is out of range, or a merge
-            crosses groups.
+        ValueError: if kept is not ascending, a kept token is not in its own slot, a slot is out of range, a context token
+            is in a slot, or a merge crosses groups.
     """
 
     kept: Int[Tensor, " K"]
@@ -203,7 +224,9 @@ class Plan:
         if bool((self.kept.diff() <= 0).any()):
             raise ValueError("kept is not strictly ascending")
         if self.slot.shape != self.weight.shape or self.slot.shape != self.group.shape:
-            raise ValueError(f"slot, weight and group have {len(self.slot)}, {len(self.weight)}, {len(self.group)} rows")
+            raise ValueError(
+                f"slot, weight and group have {len(self.slot)}, {len(self.weight)}, {len(self.group)} rows"
+            )
         if self.kept.shape != self.size.shape:
             raise ValueError(f"size has {len(self.size)} rows, expected {len(self.kept)}")
         order = torch.arange(len(self.kept), device=self.kept.device)
@@ -212,6 +235,8 @@ class Plan:
         if len(self.slot) and (int(self.slot.min()) < DROPPED or int(self.slot.max()) >= len(self.kept)):
             raise ValueError(f"slot reaches {int(self.slot.max())}, expected less than {len(self.kept)}")
         joined = self.slot >= 0
+        if bool((self.group[joined] < 0).any()):
+            raise ValueError("a context token is in a slot, expected candidates only")
         if bool((self.group[joined] != self.group[self.kept][self.slot[joined]]).any()):
             raise ValueError("a token joins a slot of another group")
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from crtc import counts as counting
-from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, full_logits, right_rows, shortened_targets
+from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, full_logits, prompts, right_rows, shortened_targets
 from crtc.hosts.llava import Encoded, Positions, encode, shorten
 from crtc.merging import make_plan
 from crtc.methods.method import Method
@@ -199,17 +199,19 @@ class Evaluation:
         wanted = {need for method in self.methods.values() for need in method.needs if need in SIGNALS}
         encoded = encode(self.model, inputs, wanted, image_of=image_of)
         first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
-        looks = encoded.tokens.select(first)
+        asked = prompts(encoded, targets)
+        looks = asked.select(first)
         images = [looks.x[looks.group == number] for number in range(len(pictures))]
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
         whole = {**text, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=images)}}
         logits = full_logits(self.model, whole, image_of, targets)
-        judge = _Judge(logits, targets)
+        judge = _Judge(logits, targets, talk.question.to(device))
         runs = {(ALL, False, 0): judge(logits, recall=None, seconds=0.0)}
         wrong = (image_of + 1) % len(pictures)
         runs[WRONG_IMAGE, False, 0] = judge(full_logits(self.model, whole, wrong, targets), recall=None, seconds=0.0)
         runs[NO_IMAGE, False, 0] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
-        boxes = [question.boxes for picture in pictures for question in picture.questions]
+        questions = [question for picture in pictures for question in picture.questions]
+        boxes = [questions[int(i)].boxes for i in talk.question]
         size = pictures[0].image.size[::-1]
         for label, method in self.methods.items():
             missing = method.missing(looks)
@@ -217,13 +219,12 @@ class Evaluation:
                 self._skipped[label] = f"the host gives no {', '.join(sorted(missing))}"
                 continue
             for count in self.counts:
-                tokens = encoded.tokens if method.question_aware else looks
+                tokens, rows = (asked, torch.arange(len(image_of))) if method.question_aware else (looks, image_of)
                 k = counting.resolve(tokens.group_sizes, count=count)
                 begun = time.perf_counter()
                 plan = method(tokens, k)
                 seconds = (time.perf_counter() - begun) / tokens.num_groups
-                if not method.question_aware:
-                    plan = spread(plan, looks, encoded.tokens, image_of)
+                plan = spread(plan, tokens, encoded.tokens, rows.to(device))
                 recall = evidence_recall(encoded.tokens, plan, boxes, size).numpy()
                 short_targets = shortened_targets(encoded, plan, targets)
                 for mass in self.masses:
@@ -233,24 +234,33 @@ class Evaluation:
 
 
 class _Judge:
-    """Compares logits at the answer positions with those of the full model."""
+    """Compares logits at the answer positions with those of the full model, question by question.
 
-    def __init__(self, full: Tensor, targets: Int[Tensor, "B L"]):
+    A question is right if any of its accepted answers is; KL and agreement are read along its reference answer.
+    """
+
+    def __init__(self, full: Tensor, targets: Int[Tensor, "B L"], question: Int[Tensor, " B"]):
         asked = targets != -100
         self.expected, self.row, self.rows = targets[asked], asked.nonzero()[:, 0], len(targets)
         self.teacher = full.log_softmax(-1)
+        self.question = question
+        self.questions = int(question.max()) + 1
+        self.reference = torch.ones_like(question, dtype=torch.bool)
+        self.reference[1:] = question.diff() != 0
 
     def __call__(self, logits: Tensor, *, recall: Floats | None, seconds: float) -> Run:
         right = right_rows(logits, self.expected, self.row, self.rows)
+        some = torch.zeros(self.questions, dtype=torch.long, device=right.device).index_add(0, self.question, right.long())
         kl = kl_divergence(self.teacher, logits)
         agree = (logits.argmax(-1) == self.teacher.argmax(-1)).float()
         length = torch.bincount(self.row, minlength=self.rows)
 
         def mean(values: Tensor) -> Floats:
-            return np.asarray((torch.zeros(self.rows, device=values.device).index_add(0, self.row, values) / length).double().cpu())
+            rows = torch.zeros(self.rows, device=values.device).index_add(0, self.row, values) / length
+            return np.asarray(rows[self.reference].double().cpu())
 
-        empty = np.full(self.rows, np.nan)
-        return Run(right.cpu().numpy(), mean(kl), mean(agree), empty if recall is None else recall, seconds * 1e3)
+        told = np.full(self.questions, np.nan) if recall is None else recall[self.reference.cpu().numpy()]
+        return Run((some > 0).cpu().numpy(), mean(kl), mean(agree), told, seconds * 1e3)
 
 
 def _without_image(encoded: Encoded, talk: Dialogue, targets: Int[Tensor, "B L"]) -> Tensor:
@@ -269,7 +279,14 @@ def _without_image(encoded: Encoded, talk: Dialogue, targets: Int[Tensor, "B L"]
 
 
 def spread(plan: Plan, looks: Tokens, tokens: Tokens, image_of: Int[Tensor, " G"]) -> Plan:
-    """The plan of every picture for all the rows that ask about it."""
+    """A plan of some images for longer or more prompts that hold the same images.
+
+    Args:
+        plan: of `looks`.
+        looks: what the method saw.
+        tokens: the prompts that are to be shortened.
+        image_of: for every group of `tokens` the group of `looks` with the same image.
+    """
     groups = Groups.of(looks)
     local = torch.zeros(len(looks), dtype=torch.long, device=plan.slot.device)
     local[groups.index[groups.valid]] = torch.arange(groups.valid.shape[1], device=local.device).expand_as(groups.valid)[groups.valid]

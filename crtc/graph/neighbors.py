@@ -1,7 +1,7 @@
 """Neighbour lists of fixed degree: which tokens influence a token, and how alike they are.
 
-Fixed degree makes message passing a gather: no scatter, the same result every time, friendly to `torch.compile`. Where a
-token has fewer neighbours than the degree, the rest of its row is masked and points at the token itself.
+Fixed degree makes message passing a gather: no scatter, the same result every time, friendly to `torch.compile`. Where
+a token has fewer neighbours than the degree, the rest of its row is masked and points at the token itself.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,11 @@ class Neighbors:
     def to_edges(self) -> tuple[Int[Tensor, "2 E"], Float[Tensor, " E"], Int[Tensor, " E"]]:
         """The same edges as PyG writes them: `edge_index` (source above target), likeness, relation."""
         target, place = self.valid.nonzero(as_tuple=True)
-        return torch.stack([self.index[target, place], target]), self.likeness[target, place], self.relation[target, place]
+        return (
+            torch.stack([self.index[target, place], target]),
+            self.likeness[target, place],
+            self.relation[target, place],
+        )
 
 
 def join(*parts: Neighbors) -> Neighbors:
@@ -115,22 +119,29 @@ RING = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighbors:
     """The eight grid neighbours of every visual token at each reach, and the same patch in the frame before and after.
 
-    The relation is the direction: 0..7 for the ring of the first reach, 8..15 for the second, ..., then the two frames
-    (columns of their own only where there is more than one frame).
+    The relation is the direction: 0 and 1 for the frame before and after (columns of their own only where there is more
+    than one frame), 2..9 for the ring of the first reach, 10..17 for the second, ...
 
     Args:
         tokens: with `grid` set for their candidates.
         reaches: distances in patches, each giving a ring of eight.
     """
-    offsets = [(0, r * reach, c * reach) for reach in reaches for r, c in RING]
-    if len(tokens) and int(tokens.grid[:, 0].max()) > 0:
-        offsets += [(-1, 0, 0), (1, 0, 0)]
+    offsets = [(-1, 0, 0), (1, 0, 0), *((0, r * reach, c * reach) for reach in reaches for r, c in RING)]
+    first = 0 if len(tokens) and int(tokens.grid[:, 0].max()) > 0 else 2
+    directions = torch.arange(first, len(offsets), device=tokens.x.device)
+    offsets = offsets[first:]
     num, device = len(tokens), tokens.x.device
     itself = torch.arange(num, device=device)
+    relation = directions.repeat(num, 1)
     placed = tokens.candidates & (tokens.grid >= 0).all(1)
     if not bool(placed.any()):
         index = itself[:, None].repeat(1, len(offsets))
-        return Neighbors(index, torch.zeros(index.shape, device=device), torch.zeros_like(index, dtype=torch.bool), torch.zeros_like(index))
+        return Neighbors(
+            index,
+            torch.zeros(index.shape, device=device),
+            torch.zeros_like(index, dtype=torch.bool),
+            relation,
+        )
     margin = max(*reaches, 1)
     extent = tokens.grid[placed].amax(0) + 1 + 2 * margin
     shape = (tokens.num_groups, *extent.tolist())
@@ -144,7 +155,6 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
     valid = torch.zeros_like(index, dtype=torch.bool)
     valid[placed] = found >= 0
     index[placed] = torch.where(found >= 0, found, itself[placed][:, None])
-    relation = torch.arange(len(offsets), device=device).expand_as(index)
     return Neighbors(index, valid.float(), valid, relation)
 
 
@@ -180,7 +190,7 @@ def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> N
     index = itself[:, None].repeat(1, degree)
     likeness = torch.zeros(num, degree, device=device)
     valid = torch.zeros_like(index, dtype=torch.bool)
-    relation = torch.zeros_like(index)
+    relation = (~tokens.candidates).long()[:, None].repeat(1, degree)
     text = _groups(torch.where(tokens.candidates, -1, tokens.sequence))
     image = _groups(torch.where(tokens.candidates, tokens.sequence, -1))
     if not (text.valid.numel() and image.valid.numel()):
@@ -190,8 +200,9 @@ def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> N
     unit = F.normalize(tokens.x.float(), dim=-1)
     cosine = image.gather(unit) @ text.gather(unit).transpose(1, 2)
     cosine = cosine.masked_fill(~(image.valid[..., None] & text.valid[:, None]), -torch.inf)
-    for number, (target, source, score, width) in enumerate(
-        ((image, text, cosine, from_text), (text, image, cosine.transpose(1, 2), from_image))
+    for target, source, score, width in (
+        (image, text, cosine, from_text),
+        (text, image, cosine.transpose(1, 2), from_image),
     ):
         best, nearest = score.topk(min(width, score.shape[-1]), dim=-1)
         real = best > -torch.inf
@@ -200,5 +211,4 @@ def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> N
         index[nodes, :columns] = torch.where(real, found, target.index[..., None])[inside]
         likeness[nodes, :columns] = best.masked_fill(~real, 0)[inside]
         valid[nodes, :columns] = real[inside]
-        relation[nodes] = number
     return Neighbors(index, likeness, valid, relation)

@@ -40,7 +40,9 @@ def to_data(tokens: Tokens, neighbors: Neighbors) -> Batch:
                 edge_attr=likeness[inside],
                 relation=relation[inside],
                 kind=tokens.kind[nodes],
-                budget_group=torch.where(group >= 0, group - group[group >= 0].min(), CONTEXT) if bool((group >= 0).any()) else group,
+                budget_group=torch.where(group >= 0, group - group[group >= 0].min(), CONTEXT)
+                if bool((group >= 0).any())
+                else group,
                 grid=tokens.grid[nodes],
                 **signals,
             )

@@ -16,23 +16,25 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from crtc.hosts.llava import Encoded, columns
 from crtc.tasks.picture import Picture
-from crtc.tokens import Plan
+from crtc.tokens import Plan, Tokens
 
 LLAVA_PROMPT = "USER: <image>\n{question} ASSISTANT:"
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Prompts with their reference answers behind them, padded on the right.
+    """Prompts with an accepted answer behind each, padded on the right; a row for every accepted answer.
 
     Args:
         inputs: `input_ids`, `attention_mask` and `pixel_values` of the pictures.
         image_of: the picture of every row.
+        question: of every row, counted over all pictures; the first row of a question has its reference answer.
         targets: the answer token that each column is to predict, -100 elsewhere.
     """
 
     inputs: dict[str, Any]
     image_of: Int[Tensor, " B"]
+    question: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
 
 
@@ -44,8 +46,8 @@ def prompt_of(processor: ProcessorMixin, question: str) -> str:
     return LLAVA_PROMPT.format(question=question)
 
 
-def dialogue(processor: Any, pictures: Sequence[Picture], answers: Sequence[Sequence[str]] | None = None) -> Dialogue:
-    """Inputs of all questions of some pictures, with the first accepted answer of each, or other `answers`, behind.
+def dialogue(processor: Any, pictures: Sequence[Picture]) -> Dialogue:
+    """Inputs of all questions of some pictures with each of their accepted answers behind.
 
     Raises:
         ValueError: if there are no questions.
@@ -53,17 +55,17 @@ def dialogue(processor: Any, pictures: Sequence[Picture], answers: Sequence[Sequ
     tokenizer = processor.tokenizer
     rows: list[list[int]] = []
     starts: list[int] = []
-    image_of: list[int] = []
-    if not any(picture.questions for picture in pictures):
+    owners: list[tuple[int, int]] = []
+    asked = [(number, question) for number, picture in enumerate(pictures) for question in picture.questions]
+    if not asked:
         raise ValueError(f"{len(pictures)} pictures hold no questions")
     pixels = processor.image_processor(images=[picture.image for picture in pictures], return_tensors="pt")["pixel_values"]
-    for number, picture in enumerate(pictures):
-        for place, question in enumerate(picture.questions):
-            answer = question.answers[0] if answers is None else answers[number][place]
-            prompt = _expand(processor, prompt_of(processor, question.text), pixels[number])
+    for place, (number, question) in enumerate(asked):
+        prompt = _expand(processor, prompt_of(processor, question.text), pixels[number])
+        for answer in question.answers:
             rows.append(prompt + answer_ids(tokenizer, answer))
             starts.append(len(prompt))
-            image_of.append(number)
+            owners.append((number, place))
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), tokenizer.pad_token_id or 0)
     mask = torch.zeros_like(ids)
@@ -72,7 +74,8 @@ def dialogue(processor: Any, pictures: Sequence[Picture], answers: Sequence[Sequ
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
         targets[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
-    return Dialogue({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, torch.tensor(image_of), targets)
+    image_of, question_of = torch.tensor(owners).unbind(1)
+    return Dialogue({"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, image_of, question_of, targets)
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -97,6 +100,12 @@ def answer_logits(
     asked = targets != -100
     logits = model.lm_head(output.last_hidden_state[asked]).float()
     return logits, targets[asked], asked.nonzero()[:, 0]
+
+
+def prompts(encoded: Encoded, targets: Int[Tensor, "B L"]) -> Tokens:
+    """The tokens that a method may see: the prompts without the answers behind them."""
+    last = (targets != -100).int().argmax(1)  # the column before the answer
+    return encoded.tokens.where(encoded.column <= last[encoded.tokens.sequence])
 
 
 def shortened_targets(encoded: Encoded, plan: Plan, targets: Int[Tensor, "B L"]) -> Int[Tensor, "B S"]:

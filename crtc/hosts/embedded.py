@@ -58,3 +58,10 @@ def load_host(
 
 
 assert PROMPT.startswith("USER: <image>\n")  # the template above must say the same
+
+
+def image_tokens(processor: Any) -> int:
+    """Visual tokens of an image, as a processor of fixed size makes them."""
+    size = processor.image_processor.crop_size
+    rows, columns = size["height"] // processor.patch_size, size["width"] // processor.patch_size
+    return int(rows * columns + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default"))

@@ -8,7 +8,10 @@ from crtc.graph.neighbors import Neighbors
 
 
 def inhibit(
-    score: Float[Tensor, " N"], neighbors: Neighbors, gain: Float[Tensor, ""] | float, threshold: Float[Tensor, ""] | float
+    score: Float[Tensor, " N"],
+    neighbors: Neighbors,
+    gain: Float[Tensor, ""] | float,
+    threshold: Float[Tensor, ""] | float,
 ) -> Float[Tensor, " N"]:
     """`s_i - gain * max_j relu(cos_ij - threshold)` over the neighbours j that score higher than i.
 

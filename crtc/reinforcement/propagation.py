@@ -40,7 +40,7 @@ def propagate(
     return value
 
 
-class Propagation(MessagePassing):
+class Propagation(MessagePassing):  # type: ignore[misc]  # PyG ships no types
     """The same as a PyG layer on `edge_index` with one weight per edge and channel.
 
     Args:
@@ -54,7 +54,11 @@ class Propagation(MessagePassing):
         self.steps = steps
 
     def forward(
-        self, seed: Float[Tensor, "N H"], edge_index: Int[Tensor, "2 E"], weight: Float[Tensor, "E H"], share: Float[Tensor, " H"] | float
+        self,
+        seed: Float[Tensor, "N H"],
+        edge_index: Int[Tensor, "2 E"],
+        weight: Float[Tensor, "E H"],
+        share: Float[Tensor, " H"] | float,
     ) -> Float[Tensor, "N H"]:
         """Propagate `seed` along the edges."""
         value = seed

@@ -19,9 +19,14 @@ class TextContext(nn.Module):
 
     def __init__(self, width: int, degree: int = 4):
         super().__init__()
-        self.rounds = nn.ModuleList(nn.Sequential(nn.LayerNorm((degree + 1) * width), nn.Linear((degree + 1) * width, width), nn.GELU()) for _ in range(2))
+        self.rounds = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm((degree + 1) * width), nn.Linear((degree + 1) * width, width), nn.GELU())
+            for _ in range(2)
+        )
 
-    def forward(self, state: Float[Tensor, "T W"], neighbors: Int[Tensor, "T K"], valid: Bool[Tensor, "T K"]) -> Float[Tensor, "T W"]:
+    def forward(
+        self, state: Float[Tensor, "T W"], neighbors: Int[Tensor, "T K"], valid: Bool[Tensor, "T K"]
+    ) -> Float[Tensor, "T W"]:
         """States of the text tokens after hearing their neighbours (numbers within the text)."""
         for layer in self.rounds:
             heard = state[neighbors] * valid[..., None]
@@ -30,7 +35,7 @@ class TextContext(nn.Module):
 
 
 class Relevance(nn.Module):
-    """Bilinear relevance of visual tokens to text tokens, several heads, largest and mean over the text; no sign is given.
+    """Bilinear relevance of visual tokens to text tokens, several heads, largest and mean over the text.
 
     Args:
         visual: channels of a visual token.
@@ -66,6 +71,9 @@ class Seed(nn.Module):
         width: channels of a token in the language model's space.
         hidden: channels of a state.
         channels: of importance.
+
+    Attributes:
+        evidence: channels of the evidence that `forward` returns.
     """
 
     def __init__(self, width: int, hidden: int, channels: int):
@@ -75,16 +83,15 @@ class Seed(nn.Module):
         self.context = TextContext(hidden)
         self.relevance = Relevance(width, hidden)
         self.film = nn.Linear(hidden, 2 * hidden)
-        self.mix = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden))
-        evidence = hidden + 2 * self.relevance.heads
-        self.head = nn.Sequential(nn.LayerNorm(evidence), nn.Linear(evidence, hidden), nn.GELU(), nn.Linear(hidden, channels))
+        self.mix = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+        )
+        evidence = self.evidence = hidden + 2 * self.relevance.heads
+        self.head = nn.Sequential(
+            nn.LayerNorm(evidence), nn.Linear(evidence, hidden), nn.GELU(), nn.Linear(hidden, channels)
+        )
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
-
-    @property
-    def evidence(self) -> int:
-        """Channels of the evidence that `forward` returns."""
-        return int(self.head[0].normalized_shape[0])
 
     def forward(
         self,

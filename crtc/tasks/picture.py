@@ -140,7 +140,9 @@ def _read_line(line: str, where: str) -> tuple[str, Question]:
         question = Question(entry["question"], tuple(map(str, answers)), boxes, entry.get("family", "all"))
         image = entry["image"]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not a question: {error!r}; expected image, question, answers, optional boxes") from error
+        raise ValueError(
+            f"{where} is not a question: {error!r}; expected image, question, answers, optional boxes"
+        ) from error
     if isinstance(answers, str) or not question.answers:
         raise ValueError(f"{where} has answers {answers!r}, expected a list of accepted answers")
     return image, question

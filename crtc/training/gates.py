@@ -18,7 +18,9 @@ from crtc.methods.method import keep_all
 from crtc.methods.reinforced import Importance, Reinforced
 from crtc.tokens import Plan, Tokens
 
-Gate = Callable[[Reinforced, Importance, Tokens, Int[Tensor, " G"], float, torch.Generator], tuple[Plan, Float[Tensor, "K D"]]]
+Gate = Callable[
+    [Reinforced, Importance, Tokens, Int[Tensor, " G"], float, torch.Generator], tuple[Plan, Float[Tensor, "K D"]]
+]
 """Scorer, importance, tokens, counts, progress in [0, 1], randomness -> plan with sizes, and the rows of its slots."""
 
 
@@ -34,7 +36,9 @@ def assignment(
     width = int(k.max())
     anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, :width]
     real = chosen.gather(1, anchors)
-    to_anchor = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1)).masked_fill(~real[:, None], torch.inf)
+    to_anchor = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1)).masked_fill(
+        ~real[:, None], torch.inf
+    )
     soft = (-to_anchor / said.temperature).softmax(-1)
     hard = F.one_hot(to_anchor.argmin(-1), width).to(soft.dtype)
     share = (hard + soft - soft.detach()) * said.groups.valid[..., None]

@@ -9,12 +9,13 @@ attention means something.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -26,6 +27,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.models.clip.modeling_clip import CLIPAttention
 
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.glyphs.questions import FAMILIES, ask
@@ -34,6 +36,8 @@ from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 
 GRID = 24
 IGNORE = -100
+TURNS = (*FAMILIES, "number", "count", "exist", "relation", "relation", "compare", "compare", "twohop", "twohop")
+"""Families as training asks them: those that take longer to learn come more often."""
 STAGES = ("patches", "windows", "full")
 
 
@@ -42,7 +46,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
-def make_host(*, hidden: int = 192, vision_layers: int = 5, text_layers: int = 5, head: int = 32) -> LlavaForConditionalGeneration:
+def make_host(
+    *, hidden: int = 192, vision_layers: int = 5, text_layers: int = 5, head: int = 32
+) -> LlavaForConditionalGeneration:
     """An untrained stock LLaVA: CLIP tower with [CLS] on 576 patches, Llama decoder, glyph vocabulary."""
     tokenizer = _tokenizer()
     vision = CLIPVisionConfig(
@@ -71,7 +77,7 @@ def make_host(*, hidden: int = 192, vision_layers: int = 5, text_layers: int = 5
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids("<image>")),
         image_seq_length=GRID * GRID,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -97,9 +103,9 @@ def _start_local(tower: CLIPVisionModel) -> None:
         tower.embeddings.position_embedding.weight[1:] = 1.2 * table
         tower.embeddings.patch_embedding.weight.mul_(10)  # keeps pace with the positions under the layer norm
         for layer in tower.encoder.layers:
-            query, key = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
-            nn.init.normal_(query, std=width**-0.5)
-            key.copy_(query)
+            attention = cast(CLIPAttention, layer.self_attn)
+            nn.init.normal_(attention.q_proj.weight, std=width**-0.5)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,8 @@ class PackedScenes:
 
     def to(self, *args: Any, **kwargs: Any) -> "PackedScenes":
         """The same batch on another device, as `Tensor.to`."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PackedScenes(
-            **{
-                name: {key: label.to(*args, **kwargs) for key, label in value.items()} if isinstance(value, dict) else value.to(*args, **kwargs)
-                for name, value in moved.items()
-            }
-        )
+        moved = {f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self) if f.name != "labels"}
+        return PackedScenes(**moved, labels={name: label.to(*args, **kwargs) for name, label in self.labels.items()})
 
 
 def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> PackedScenes:
@@ -151,7 +152,9 @@ def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> Pa
         for thing in scene.things:
             presence[index, list(COLORS).index(thing.color) * len(kinds) + kinds.index(thing.kind)] = 1
         row: dict[str, list[int]] = {"ids": [], "segment": [], "position": [], "targets": []}
-        for number, question in enumerate(ask(scene, random, questions, start=int(random.integers(len(FAMILIES))))):
+        for number, question in enumerate(
+            ask(scene, random, questions, start=int(random.integers(len(TURNS))), families=TURNS)
+        ):
             families[index, number] = list(FAMILIES).index(question.family)
             prompt = tokenizer(PROMPT.format(question=question.text)).input_ids
             prompt = prompt[prompt.index(image_id) + 1 :]
@@ -163,23 +166,39 @@ def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> Pa
         rows.append(row)
     fill = {"ids": tokenizer.pad_token_id, "segment": -1, "position": 0, "targets": IGNORE}
     text = {
-        name: nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
+        name: nn.utils.rnn.pad_sequence(
+            [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value
+        )
         for name, value in fill.items()
     }
-    return PackedScenes(pixels, patch, labels, presence, text["ids"], text["segment"], text["position"], text["targets"], families)
+    return PackedScenes(
+        pixels, patch, labels, presence, text["ids"], text["segment"], text["position"], text["targets"], families
+    )
 
 
 class _Scenes(IterableDataset[PackedScenes]):
     """Batches `start`, `start + 1`, ... of a stage; the same index always gives the same batch."""
 
-    def __init__(self, split: Split, seed: int, start: int, stop: int, batch_size: int, cells: int, things: tuple[int, int], questions: int):
+    def __init__(
+        self,
+        split: Split,
+        seed: int,
+        start: int,
+        stop: int,
+        batch_size: int,
+        cells: int,
+        things: tuple[int, int],
+        questions: int,
+    ):
         self.split, self.seed, self.start, self.stop = split, seed, start, stop
         self.batch_size, self.cells, self.things, self.questions = batch_size, cells, things, questions
 
     def __iter__(self) -> Iterator[PackedScenes]:
         for step in range(self.start, self.stop):
             numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-            scenes = [make_scene(self.split, self.seed, number, cells=self.cells, things=self.things) for number in numbers]
+            scenes = [
+                make_scene(self.split, self.seed, number, cells=self.cells, things=self.things) for number in numbers
+            ]
             yield pack(scenes, self.questions, np.random.default_rng([self.seed, step, self.cells]))
 
 
@@ -187,8 +206,8 @@ class HostTraining(lightning.LightningModule):
     """Answers by next-token prediction, patches by dense labels, [CLS] by what the scene holds.
 
     Args:
-        stage: `"patches"` trains the tower alone on 96 x 96 scenes placed anywhere in the position grid, `"windows"` the
-            whole model on the same, `"full"` on 192 x 192.
+        stage: `"patches"` trains the tower alone on 96 x 96 scenes placed anywhere in the position grid, `"windows"`
+            the whole model on the same, `"full"` on 192 x 192.
         steps: optimiser steps of this stage; the learning rate falls linearly to zero at its end.
         batch_size: scenes per step.
         questions: questions per scene.
@@ -216,9 +235,12 @@ class HostTraining(lightning.LightningModule):
         self.automatic_optimization = False
         torch.manual_seed(seed)
         self.host = make_host()
-        width = self.host.config.text_config.hidden_size
+        width = self.host.lm_head.in_features
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, size) for name, size in {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7}.items()}
+            {
+                name: nn.Linear(width, size)
+                for name, size in {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7}.items()
+            }
         )
         self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
@@ -253,9 +275,13 @@ class HostTraining(lightning.LightningModule):
         owner = torch.cat([batch.segment.new_full((len(batch), head), -2), batch.segment], 1)
         visible = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).tril()
         visible = visible & ((owner[:, None, :] == -2) | (owner[:, None, :] == owner[:, :, None]))
-        mask = torch.zeros(visible.shape, dtype=sequence.dtype, device=owner.device).masked_fill(~visible, -1e4)[:, None]
-        hidden = model.language_model(inputs_embeds=sequence, attention_mask=mask, position_ids=position, use_cache=False)
-        return self.host.lm_head(hidden.last_hidden_state[:, head:])
+        mask = torch.zeros(visible.shape, dtype=sequence.dtype, device=owner.device).masked_fill(~visible, -1e4)[
+            :, None
+        ]
+        hidden = model.language_model(
+            inputs_embeds=sequence, attention_mask=mask, position_ids=position, use_cache=False
+        )
+        return cast(Tensor, self.host.lm_head(hidden.last_hidden_state[:, head:]))
 
     @property
     def _prefix(self) -> Tensor:
@@ -283,7 +309,7 @@ class HostTraining(lightning.LightningModule):
         losses, _ = self._losses(batch)
         dense = torch.stack([losses[name] for name in self.heads]).sum()
         loss = losses.get("answer", 0) + losses["presence"] + self.hparams["dense_weight"] * dense
-        optimizers = self.optimizers()
+        optimizers = cast(list[LightningOptimizer], self.optimizers())
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
@@ -298,7 +324,9 @@ class HostTraining(lightning.LightningModule):
     def validation_step(self, batch: PackedScenes, batch_idx: int) -> None:
         """Share of questions of each family whose every answer token is the likeliest one."""
         losses, logits = self._losses(batch)
-        self.log_dict({f"validation/{name}": value for name, value in losses.items()}, batch_size=len(batch), on_epoch=True)
+        self.log_dict(
+            {f"validation/{name}": value for name, value in losses.items()}, batch_size=len(batch), on_epoch=True
+        )
         if logits is None:
             return
         wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORE)
@@ -314,7 +342,12 @@ class HostTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the hidden matrices, AdamW for embeddings, norms, biases and heads."""
-        blocks = {id(p) for part in (self.host.model.vision_tower.encoder, self.host.model.language_model.layers) for p in part.parameters() if p.ndim == 2}
+        blocks = {
+            id(p)
+            for part in (self.host.model.vision_tower.encoder, self.host.model.language_model.layers)
+            for p in part.parameters()
+            if p.ndim == 2
+        }
         matrices = [p for p in self.parameters() if id(p) in blocks]
         others = [p for p in self.parameters() if id(p) not in blocks]
         rate = self.hparams["learning_rate"]
@@ -330,7 +363,8 @@ class HostTraining(lightning.LightningModule):
         """Training batches from where the run stands."""
         size, questions, seed = (self.hparams[name] for name in ("batch_size", "questions", "seed"))
         return DataLoader(
-            _Scenes("train", seed, self.done, self.hparams["steps"], size, questions=questions, **self._shape()), batch_size=None
+            _Scenes("train", seed, self.done, self.hparams["steps"], size, questions=questions, **self._shape()),
+            batch_size=None,
         )
 
     def val_dataloader(self) -> DataLoader[PackedScenes]:

@@ -9,13 +9,14 @@ import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from crtc.graph.neighbors import Neighbors
-from crtc.hosts.dialogue import answer_logits, dialogue, full_logits, right_rows, shortened_targets
+from crtc.hosts.dialogue import answer_logits, dialogue, full_logits, prompts, right_rows, shortened_targets
 from crtc.hosts.embedded import load_host
 from crtc.hosts.llava import Encoded, encode, shorten
 from crtc.methods.reinforced import Importance, Reinforced
@@ -35,6 +36,7 @@ class Pupil:
         image_of: the picture of every row.
         targets: expected token per column.
         teacher: log-probabilities of the full model at the answer positions.
+        asked: the prompts without the answers, which the scorer must not see.
         looks: the first row of every picture: the tokens of all pictures, once each.
     """
 
@@ -42,6 +44,7 @@ class Pupil:
     image_of: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
     teacher: Float[Tensor, "A V"]
+    asked: Tokens
     looks: Tokens
 
 
@@ -110,26 +113,30 @@ class ScorerTraining(lightning.LightningModule):
             parameter.requires_grad_(False)
         self._host = (model, processor)  # in a tuple, so that checkpoints hold the scorer alone
         torch.manual_seed(seed)
-        self.scorer = Reinforced(model.config.text_config.hidden_size, **(design or {}))
+        self.scorer = Reinforced(model.lm_head.in_features, **(design or {}))
         self.done = 0
         self.task: Task = JsonLines(data) if data else Glyphs("train", 1_000_000, questions, seed)
-        self.calibration_task: Task = JsonLines(calibration) if calibration else Glyphs("calibration", calibration_pictures, 10)
+        self.calibration_task: Task = (
+            JsonLines(calibration) if calibration else Glyphs("calibration", calibration_pictures, 10)
+        )
 
     def prepare(self, pictures: list[Picture]) -> Pupil:
         """Encode each picture once and let the full model answer."""
         model, processor = self._host
-        model.to(self.device)
+        model.to(self.device)  # type: ignore[arg-type]
         talk = dialogue(processor, pictures)
         image_of, targets = talk.image_of.to(self.device), talk.targets.to(self.device)
         inputs = {name: value.to(self.device) for name, value in talk.inputs.items()}
         with torch.no_grad():
             pixels = inputs.pop("pixel_values").to(model.dtype)
             rows = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-            inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=list(rows))}
+            seen = BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]  # one entry per image
+            inputs["mm_encoder_outputs"] = {"image": seen}
             teacher = full_logits(model, inputs, image_of, targets).log_softmax(-1)
             encoded = encode(model, inputs, image_of=image_of)
         first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
-        return Pupil(encoded, image_of, targets, teacher, encoded.tokens.select(first))
+        asked = prompts(encoded, targets)
+        return Pupil(encoded, image_of, targets, teacher, asked, asked.select(first))
 
     def importance(self, pupil: Pupil, question: bool) -> Importance:
         """Importance for every row; without the question it is computed once per picture."""
@@ -138,10 +145,12 @@ class ScorerTraining(lightning.LightningModule):
         if not question:
             said = self.scorer.importance(pupil.looks)
             return replace(said, groups=groups, logit=said.logit[pupil.image_of], place=said.place[pupil.image_of])
-        if not self.scorer.design.graph:
-            return self.scorer.importance(pupil.encoded.tokens)
-        neighbors = _spread(self.scorer.neighbors(pupil.looks), Groups.of(pupil.looks), groups, pupil)
-        return self.scorer.importance(pupil.encoded.tokens, neighbors)
+        neighbors = None
+        if self.scorer.design.graph:
+            neighbors = _spread(
+                self.scorer.neighbors(pupil.looks), Groups.of(pupil.looks), Groups.of(pupil.asked), pupil
+            )
+        return replace(self.scorer.importance(pupil.asked, neighbors), groups=groups)
 
     def training_step(self, batch: list[Picture], batch_idx: int) -> Tensor:
         """One batch at one count, with or without the question."""
@@ -188,9 +197,11 @@ class ScorerTraining(lightning.LightningModule):
                     batch_size=len(pupil.targets),
                 )
                 total.append(kl)
-        self.log("calibration/kl", torch.stack(total).mean(), on_epoch=True, batch_size=len(pupil.targets), prog_bar=True)
+        self.log(
+            "calibration/kl", torch.stack(total).mean(), on_epoch=True, batch_size=len(pupil.targets), prog_bar=True
+        )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine."""
         optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=self.hparams["learning_rate"], weight_decay=0.01)
         steps = self.hparams["steps"]
@@ -232,10 +243,12 @@ class ScorerTraining(lightning.LightningModule):
 def _spread(neighbors: Neighbors, looks: Groups, groups: Groups, pupil: Pupil) -> Neighbors:
     """Edges found once per picture, for every row that asks about it."""
     local = torch.zeros(len(pupil.looks), dtype=torch.long, device=looks.index.device)
-    local[looks.index[looks.valid]] = torch.arange(looks.valid.shape[1], device=local.device).expand_as(looks.valid)[looks.valid]
+    local[looks.index[looks.valid]] = torch.arange(looks.valid.shape[1], device=local.device).expand_as(looks.valid)[
+        looks.valid
+    ]
     place = local[neighbors.index[looks.index]][pupil.image_of]  # [G, M, K]
     target = groups.index.gather(1, place.flatten(1)).view_as(place)
-    num, inside = len(pupil.encoded.tokens), groups.index[groups.valid]
+    num, inside = len(pupil.asked), groups.index[groups.valid]
     index = torch.arange(num, device=local.device)[:, None].repeat(1, neighbors.degree)
     index[inside] = target[groups.valid]
 

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from skimage import data as skimage_data
-from skimage.color import gray2rgb
 from skimage.transform import resize
 from sklearn.datasets import load_digits, load_sample_image
 
@@ -41,10 +40,11 @@ def _photograph(name: str) -> Array:
     image = load_sample_image(name) if name.endswith(".jpg") else getattr(skimage_data, name)()
     image = np.asarray(image)
     if image.ndim == 2:
-        image = gray2rgb(image)
+        image = np.repeat(image[..., None], 3, axis=2)
     scale = _SHORT_SIDE / min(image.shape[:2])
     height, width = (round(side * scale) for side in image.shape[:2])
-    return np.asarray(resize(image[..., :3], (height, width), anti_aliasing=True), dtype=np.float32)
+    resized = resize(image[..., :3], (height, width), anti_aliasing=True)  # type: ignore[no-untyped-call]
+    return np.asarray(resized, dtype=np.float32)
 
 
 @cache

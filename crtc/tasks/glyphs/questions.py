@@ -1,7 +1,7 @@
 """Questions about a scene, their answers, and the boxes that hold the evidence."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,21 +40,21 @@ def _unique(scene: Scene) -> list[Thing]:
 def _color(scene: Scene, random: np.random.Generator) -> Question | None:
     counts = Counter(thing.kind for thing in scene.things)
     thing = _pick(random, [thing for thing in scene.things if counts[thing.kind] == 1])
-    return thing and Question("color", f"what color is the {thing.kind}?", thing.color, (thing.box,))
+    return thing if thing is None else Question("color", f"what color is the {thing.kind}?", thing.color, (thing.box,))
 
 
 def _shape(scene: Scene, random: np.random.Generator) -> Question | None:
     shapes = [thing for thing in scene.things if thing.kind != NUMBER]
     counts = Counter(thing.color for thing in shapes)
     thing = _pick(random, [thing for thing in shapes if counts[thing.color] == 1])
-    return thing and Question("shape", f"what shape is {thing.color}?", thing.kind, (thing.box,))
+    return thing if thing is None else Question("shape", f"what shape is {thing.color}?", thing.kind, (thing.box,))
 
 
 def _read(scene: Scene, random: np.random.Generator, *, several: bool) -> Question | None:
     numbers = [thing for thing in _unique(scene) if thing.kind == NUMBER and (len(thing.value) > 1) == several]
     thing = _pick(random, numbers)
     family = "number" if several else "digit"
-    return thing and Question(family, f"what is the {thing.color} number?", thing.value, (thing.box,))
+    return thing if thing is None else Question(family, f"what is the {thing.color} number?", thing.value, (thing.box,))
 
 
 def _digit(scene: Scene, random: np.random.Generator) -> Question | None:
@@ -118,10 +118,10 @@ def _compare(scene: Scene, random: np.random.Generator) -> Question | None:
 
 def _adjacent(thing: Thing, other: Thing, direction: str) -> bool:
     """Whether `other` lies in a cell that touches `thing` on that side."""
-    (top, left, bottom, right), (t, l, b, r) = thing.cells, other.cells
+    (top, left, bottom, right), (t, c, b, d) = thing.cells, other.cells
     if direction in ("left of", "right of"):
-        return t <= bottom and b >= top and (r == left - 1 if direction == "left of" else l == right + 1)
-    return l <= right and r >= left and (b == top - 1 if direction == "above" else t == bottom + 1)
+        return t <= bottom and b >= top and (d == left - 1 if direction == "left of" else c == right + 1)
+    return c <= right and d >= left and (b == top - 1 if direction == "above" else t == bottom + 1)
 
 
 def _twohop(scene: Scene, random: np.random.Generator) -> Question | None:
@@ -165,17 +165,18 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 }
 
 
-def ask(scene: Scene, random: np.random.Generator, count: int, *, start: int = 0) -> list[Question]:
+def ask(
+    scene: Scene, random: np.random.Generator, count: int, *, start: int = 0, families: Sequence[str] = tuple(FAMILIES)
+) -> list[Question]:
     """`count` questions about a scene, no text twice unless it must be.
 
-    Families take turns, beginning with number `start`; one that the scene gives no question for is asked of later.
+    The `families` take turns, beginning with number `start`; one that the scene gives no question for is passed over.
     """
     asked: list[Question] = []
     seen: set[str] = set()
-    order = list(FAMILIES)
     tries = 0
     while len(asked) < count:
-        question = FAMILIES[order[(start + tries) % len(order)]](scene, random)
+        question = FAMILIES[families[(start + tries) % len(families)]](scene, random)
         tries += 1
         if question is not None and (question.text not in seen or tries > 20 * count):
             asked.append(question)

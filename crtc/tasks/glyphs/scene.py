@@ -97,7 +97,8 @@ def _background(random: np.random.Generator, split: Split, side: int) -> Array:
     grey = canvas.mean(axis=2, keepdims=True)
     canvas = grey + (canvas - grey) * random.uniform(0.25, 0.7)
     mean = canvas.mean()
-    return np.clip((canvas - mean) * random.uniform(0.5, 0.9) + random.uniform(0.22, 0.5), 0, 0.8).astype(np.float32)
+    toned: Array = np.clip((canvas - mean) * random.uniform(0.5, 0.9) + random.uniform(0.22, 0.5), 0, 0.8)
+    return toned.astype(np.float32)
 
 
 def _crop(random: np.random.Generator, split: Split, height: int, width: int) -> Array:
@@ -127,7 +128,9 @@ def _clutter(random: np.random.Generator, canvas: Array, split: Split, count: in
     pen = ImageDraw.Draw(overlay)
     for _ in range(int(random.integers(count // 2, count + 1))):
         x, y = random.integers(0, side, 2)
-        points = [(int(x + random.normal(0, 12)), int(y + random.normal(0, 12))) for _ in range(int(random.integers(3, 6)))]
+        points = [
+            (int(x + random.normal(0, 12)), int(y + random.normal(0, 12))) for _ in range(int(random.integers(3, 6)))
+        ]
         shade = random.uniform(0.1, 0.7)
         tint = tuple(int(255 * np.clip(shade + random.normal(0, 0.06), 0, 1)) for _ in range(3))
         if random.random() < 0.5:
@@ -158,7 +161,11 @@ def _place(
         parts = [(_scaled(ink[i], size), 9 + int(values[i])) for i in chosen]
         value = "".join(str(values[i]) for i in chosen)
     else:
-        size = int(random.choice([random.integers(11, 16), random.integers(16, 27), random.integers(32, 53)], p=[0.5, 0.35, 0.15]))
+        size = int(
+            random.choice(
+                [random.integers(11, 16), random.integers(16, 27), random.integers(32, 53)], p=[0.5, 0.35, 0.15]
+            )
+        )
         parts = [(shape_mask(kind, size), 1 + SHAPES.index(kind))]
         value = ""
     height = max(mask.shape[0] for mask, _ in parts)
@@ -181,7 +188,9 @@ def _place(
         h, w = mask.shape
         region = canvas[top : top + h, x : x + w]
         region += mask[..., None] * (paint - region)
-        _cover(labels, coverage, best, mask, top, x, label, 1 + list(COLORS).index(color), place * (kind == NUMBER), size)
+        _cover(
+            labels, coverage, best, mask, top, x, label, 1 + list(COLORS).index(color), place * (kind == NUMBER), size
+        )
         x += w + 1
     labels.middle[(top + height // 2) // PATCH, (left + width // 2) // PATCH] = 1
     box = (left, top, left + width, top + height)
@@ -194,7 +203,7 @@ def _scaled(ink: Array, size: int) -> Array:
     low = np.minimum(position.astype(np.int64), 6)
     weight = (position - low).astype(np.float32)
     rows = ink[low] * (1 - weight)[:, None] + ink[low + 1] * weight[:, None]
-    scaled = rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
+    scaled: Array = rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
     margin = size // 8
     return scaled[:, margin : size - margin]
 
@@ -222,17 +231,28 @@ def shape_mask(kind: str, size: int) -> Array:
         angle = np.mod(np.arctan2(x, -y), 2 * np.pi / 5)
         angle = np.minimum(angle, 2 * np.pi / 5 - angle)
         outer, inner, step = 1.0, 0.45, np.pi / 5
-        inside = radius * (np.sin(angle) * (outer - inner * np.cos(step)) + np.cos(angle) * inner * np.sin(step)) < outer * inner * np.sin(step)
+        inside = radius * (
+            np.sin(angle) * (outer - inner * np.cos(step)) + np.cos(angle) * inner * np.sin(step)
+        ) < outer * inner * np.sin(step)
     elif kind == "bar":
         inside = abs(y) < 0.34
     else:
         raise ValueError(f"shape is {kind!r}, expected one of {SHAPES}")
-    mask = inside.reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING).mean(axis=(1, 3)).astype(np.float32)
+    mask: Array = inside.reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING).mean(axis=(1, 3)).astype(np.float32)
     return mask[mask.any(axis=1)]
 
 
 def _cover(
-    labels: PatchLabels, coverage: Array, best: Array, mask: Array, top: int, left: int, kind: int, color: int, place: int, size: int
+    labels: PatchLabels,
+    coverage: Array,
+    best: Array,
+    mask: Array,
+    top: int,
+    left: int,
+    kind: int,
+    color: int,
+    place: int,
+    size: int,
 ) -> None:
     """Give each patch to the part that covers most of it."""
     first_row, first_column = top // PATCH, left // PATCH

@@ -9,9 +9,9 @@ PROMPT = "USER: <image>\n{question} ASSISTANT:"
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 _WORDS = (
-    "user assistant what color is the shape how many things there a an left right of above below bigger than list "
-    "yes no image in and are which"
-).split()
+    *("user", "assistant", "what", "color", "is", "the", "shape", "how", "many", "things", "there", "a", "an", "left"),
+    *("right", "of", "above", "below", "bigger", "than", "list", "yes", "no", "image", "in", "and", "are", "which"),
+)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -29,7 +29,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.Metaspace(prepend_scheme="always")
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",

@@ -1,0 +1,53 @@
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint host lock clean
+
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+VENV := $(ROOT)/.venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH := 2.13.0
+# One thread per test process: more of them only get in each other's way on small tensors.
+export OMP_NUM_THREADS ?= 1
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(ROOT)/Makefile
+
+demo: $(STAMP) ## Compress the embedded model and show what it costs and what it keeps
+	cd $(ROOT) && $(BIN)/crtc demo
+
+test: lint ## Check style, types and floors, then run the tests
+	cd $(ROOT) && $(BIN)/python -m pytest -q -n 2
+
+lint: $(STAMP) ## Check style, types and floors
+	cd $(ROOT) && $(BIN)/ruff check .
+	cd $(ROOT) && $(BIN)/ruff format --check .
+	cd $(ROOT) && $(BIN)/mypy
+	cd $(ROOT) && $(BIN)/lint-imports
+
+host: $(STAMP) ## Train the embedded model again (hours on a CPU)
+	cd $(ROOT) && env -u OMP_NUM_THREADS $(BIN)/crtc host --config configs/host.yaml
+
+lock: $(STAMP) ## Make requirements.lock from pyproject.toml
+	$(BIN)/pip install --quiet "pip-tools>=7.5"
+	cd $(ROOT) && echo "torch==$(TORCH)" > $(VENV)/constraints.txt && $(BIN)/pip-compile --quiet --upgrade --extra dev \
+		--constraint $(VENV)/constraints.txt --strip-extras --no-annotate --no-header --no-emit-find-links \
+		--no-emit-index-url --no-emit-trusted-host --output-file $(VENV)/compiled.txt pyproject.toml
+	{ echo "# Exact versions of the library's and the developers' packages. Remake: make lock"; \
+	  echo "# Without the CUDA packages: pip adds those that its own build of torch asks for."; \
+	  sed -E -e '/^(#|$$|--)/d' -e '/^(nvidia|cuda|triton)[-=]/d' -e 's/^(torch==[^+]*)\+.*/\1/' $(VENV)/compiled.txt; \
+	} > $(ROOT)/requirements.lock
+
+clean: ## Delete the virtual environment and what the tools left
+	rm -rf $(VENV) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
+	rm -rf $(ROOT)/.pytest_cache $(ROOT)/.mypy_cache $(ROOT)/.ruff_cache $(ROOT)/.hypothesis $(ROOT)/.import_linter_cache
+	find $(ROOT)/crtc $(ROOT)/tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r $(ROOT)/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e $(ROOT)
+	@touch $@

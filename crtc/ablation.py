@@ -1,0 +1,138 @@
+"""Ablations: train and evaluate what each small YAML file changes, run only what is missing, and make one table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from crtc import tracking
+from crtc.evaluation import Evaluation
+from crtc.evaluation.report import save
+from crtc.hosts.embedded import load_host
+from crtc.methods.reinforced import Reinforced
+from crtc.tasks.picture import Glyphs
+from crtc.training.fit import fit_scorer
+from crtc.training.scorer import ScorerTraining
+
+WAYS = ("aware", "blind")
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """One ablation: `about` (a line for the table), `model` (changes of training), `use` (changes of the finished
+    scorer's design), `mass`, `seeds`.
+
+    Raises:
+        ValueError: if the file cannot be read or holds other keys.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no readable YAML: {error}") from error
+    unknown = set(content) - {"about", "model", "use", "mass", "seeds", "steps", "evaluate"}
+    if unknown:
+        raise ValueError(f"{path} holds {sorted(unknown)}, expected about, model, use, mass, seeds, steps, evaluate")
+    return dict(content)
+
+
+def stacked(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`change` on top of `base`, dictionary by dictionary."""
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = stacked(merged[key], value) if both else value
+    return merged
+
+
+def ablate(base: Path | str, files: Sequence[Path | str], folder: Path | str = "runs/ablation", *, host: str = "embedded") -> str:
+    """Run every ablation and seed whose result is missing; write and return the table.
+
+    Args:
+        base: what all share.
+        files: one change each.
+        folder: of the results, one folder per ablation and seed.
+        host: to train and evaluate on.
+    """
+    folder = Path(folder)
+    shared = read(base)
+    names = [Path(base).stem, *(Path(file).stem for file in files if Path(file).resolve() != Path(base).resolve())]
+    plans = [shared, *(stacked(shared, read(file)) for file in files if Path(file).resolve() != Path(base).resolve())]
+    for name, plan in zip(names, plans, strict=True):
+        for seed in range(int(plan.get("seeds", 1))):
+            target = folder / f"{name}-seed{seed}"
+            if _finished(target, plan):
+                continue
+            _run_one(plan, seed, target, name, host)
+    table = tabulate(folder, names, plans)
+    (folder / "table.md").write_text(table)
+    return table
+
+
+def _finished(target: Path, plan: dict[str, Any]) -> bool:
+    file = target / "ablation.json"
+    return file.exists() and json.loads(file.read_text())["plan"] == json.loads(json.dumps(plan))
+
+
+def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    settings = {**plan.get("model", {}), "host": host, "seed": seed}
+    # what trained alike is trained once: ablations of use alone share the scorer of their training
+    trained = target.parent / "scorers" / _key(settings)
+    if not (trained / "scorer" / "model.safetensors").exists():
+        fit_scorer(ScorerTraining(**settings), trained, every=int(plan.get("steps", 100)), patience=10_000, track=False)
+    asked = plan.get("evaluate", {})
+    mass = bool(plan.get("mass", True))
+    use = plan.get("use", {})
+    methods = {f"reinforced {way}": _scorer(trained / "scorer", way == "aware", use) for way in WAYS}
+    model, processor = load_host(host, dtype=_bfloat16())
+    task = Glyphs("test", int(asked.get("pictures", 60)), int(asked.get("questions", 12)), seed=0)
+    evaluation = Evaluation((model, processor), task, methods, counts=asked.get("counts", (64, 32, 16)), masses=(mass,))
+    results = evaluation.run(target)
+    with tracking.track("ablate", {"ablation": name, "seed": seed, **plan}, target) as run:
+        summary = save(results, target)
+        tracking.log_evaluation(run, summary, {})
+    (target / "ablation.json").write_text(json.dumps({"plan": plan, "seed": seed, "summary": summary}, indent=1) + "\n")
+
+
+def _bfloat16() -> Any:
+    import torch
+
+    return torch.bfloat16
+
+
+def _scorer(folder: Path, question: bool, use: dict[str, Any]) -> Reinforced:
+    scorer = Reinforced.from_pretrained(folder, question=question)
+    return scorer.with_design(**use) if use else scorer
+
+
+def _key(settings: dict[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]]) -> str:
+    """Accuracy relative to all tokens, mean over seeds; with one seed its bootstrap interval, with more their range."""
+    lines: list[str] = []
+    header: list[str] = []
+    for name, plan in zip(names, plans, strict=True):
+        files = sorted(folder.glob(f"{name}-seed*/ablation.json"))
+        summaries = [json.loads(file.read_text())["summary"] for file in files]
+        if not summaries:
+            continue
+        cells = []
+        for way in WAYS:
+            rows = [[row for row in said["rows"] if row["method"] == f"reinforced {way}"] for said in summaries]
+            counts = sorted({row["count"] for row in rows[0]}, reverse=True)
+            header = [f"{w} {count}" for w in WAYS for count in counts]
+            for count in counts:
+                found = [row["relative"] for one in rows for row in one if row["count"] == count]
+                value = float(np.mean([entry["value"] for entry in found]))
+                low = min(entry["value"] for entry in found) if len(found) > 1 else found[0]["low"]
+                high = max(entry["value"] for entry in found) if len(found) > 1 else found[0]["high"]
+                cells.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
+        lines.append(f"| {plan.get('about', name)} | {len(summaries)} | " + " | ".join(cells) + " |")
+    top = ["| change | seeds | " + " | ".join(header) + " |", "|---|---|" + "---|" * len(header)]
+    return "\n".join([*top, *lines]) + "\n"

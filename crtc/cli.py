@@ -1,0 +1,225 @@
+"""The command line: `crtc demo | fit | evaluate | ablate | compress | show | methods | host`."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from jsonargparse import auto_cli
+from PIL import Image, UnidentifiedImageError
+
+from crtc import tracking
+from crtc.ablation import ablate as run_ablations
+from crtc.demo import demo as run_demo
+from crtc.demo import field
+from crtc.evaluation import Evaluation
+from crtc.evaluation.drawing import curves
+from crtc.evaluation.report import markdown, save
+from crtc.hosts.embedded import image_tokens, load_host
+from crtc.methods import Method, catalogue, get_method
+from crtc.methods.reinforced import Reinforced
+from crtc.showing import answer
+from crtc.tasks.glyphs.photographs import Split
+from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
+from crtc.training.fit import fit, fit_host
+
+
+def demo(folder: str = "runs/demo", steps: int = 200, pictures: int = 90, seed: int = 0) -> None:
+    """Do the whole job on real input: train a scorer, compare it with the field, draw, log.
+
+    Args:
+        folder: of everything that is written; run again, it goes on where it stopped.
+        steps: of training.
+        pictures: test scenes with 12 questions each.
+        seed: of training.
+    """
+    run_demo(folder, steps=steps, pictures=pictures, seed=seed)
+
+
+def evaluate(
+    host: str = "embedded",
+    data: str | None = None,
+    methods: list[str] | None = None,
+    scorer: str | None = None,
+    counts: list[int] | None = None,
+    keep: list[float] | None = None,
+    mass: Literal["both", "kept", "plain"] = "both",
+    positions: Literal["keep", "repack"] = "keep",
+    split: Split = "test",
+    pictures: int = 100,
+    questions: int = 12,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    device: str = "cpu",
+    output: str = "runs/evaluate",
+) -> None:
+    """Measure what methods retain of a host's answers, at matched true counts.
+
+    Args:
+        host: the embedded one, or a folder or hub id of a LLaVA.
+        data: JSON lines with image, question, answers and optional boxes; glyph scenes without.
+        methods: names of the catalogue, "reinforced blind" among them; all without.
+        scorer: folder of a scorer to add.
+        counts: whole tokens per image; 192, 128, 64, 32, 16 without.
+        keep: fractions in the place of counts.
+        mass: which settings of mass preservation.
+        positions: whether kept tokens keep their position ids.
+        split: of the glyph scenes.
+        pictures: glyph scenes.
+        questions: per glyph scene.
+        dtype: of the host.
+        device: of the host.
+        output: folder of the results.
+    """
+    loaded = load_host(host, dtype=getattr(torch, dtype), device=device)
+    if counts is not None and keep is not None:
+        raise ValueError(f"counts is {counts} and keep is {keep}, expected one of them")
+    total = image_tokens(loaded[1])
+    if keep is not None:
+        if not all(0 < part <= 1 for part in keep):
+            raise ValueError(f"keep is {keep}, expected fractions in (0, 1]")
+        counts = [max(1, round(part * total)) for part in keep]
+    chosen = counts or [192, 128, 64, 32, 16]
+    if max(chosen) > total or min(chosen) < 1:
+        raise ValueError(f"counts is {chosen}, expected numbers between 1 and the {total} tokens of an image")
+    task: Task = JsonLines(data) if data else Glyphs(split, pictures, questions)
+    rows = _rows(methods, scorer)
+    for method in rows.values():
+        method.to(device)
+    masses = {"both": (False, True), "kept": (True,), "plain": (False,)}[mass]
+    results = Evaluation(loaded, task, rows, counts=sorted(set(chosen), reverse=True), masses=masses, positions=positions).run(output)
+    summary = save(results, output)
+    curves(summary, Path(output) / "curves.png")
+    with tracking.track("evaluate", results.config, output) as run:
+        tracking.log_evaluation(run, summary, {"curves": Path(output) / "curves.png"})
+    print(markdown(results))
+    print(f"wrote results.json, table.md, questions.npz, curves.png and a W&B run to {output}")
+
+
+def _rows(names: list[str] | None, scorer: str | None) -> dict[str, Method]:
+    if names is None:
+        return field(scorer)
+    rows: dict[str, Method] = {}
+    for name in names:
+        blind = name.endswith(" blind")
+        rows[name] = get_method(name.removesuffix(" blind"), **({"question": False} if blind else {}))
+    if scorer is not None:
+        rows["reinforced (given)"] = Reinforced.from_pretrained(scorer)
+        rows["reinforced blind (given)"] = Reinforced.from_pretrained(scorer, question=False)
+    return rows
+
+
+def ablate(files: list[str], base: str = "configs/ablation/base.yaml", folder: str = "runs/ablation", host: str = "embedded") -> None:
+    """Run the ablations whose result is missing and print one table.
+
+    Args:
+        files: YAML files, each with one change.
+        base: what all share.
+        folder: of the results.
+        host: to train and evaluate on.
+    """
+    print(run_ablations(base, files, folder, host=host))
+    print(f"wrote the table to {Path(folder) / 'table.md'}")
+
+
+def compress(
+    image: str,
+    prompt: str,
+    method: str = "reinforced",
+    count: int | None = None,
+    keep: float | None = None,
+    host: str = "embedded",
+    mass: bool = True,
+    scorer: str | None = None,
+    device: str = "cpu",
+    output: str = "overlay.png",
+) -> None:
+    """Answer a question about an image with and without compression, and draw what stays.
+
+    Args:
+        image: file of the image.
+        prompt: the question.
+        method: name of the catalogue.
+        count: whole tokens to keep; 64 if neither count nor keep is given.
+        keep: fraction to keep.
+        host: the embedded one, or a folder or hub id of a LLaVA.
+        mass: whether kept tokens carry log-sizes.
+        scorer: folder of a scorer in the place of the shipped one.
+        device: of the host.
+        output: file of the overlay.
+    """
+    loaded = load_host(host, device=device)
+    chosen = Reinforced.from_pretrained(scorer) if scorer else get_method(method)
+    if count is None and keep is None:
+        count = 64
+    shown = answer(loaded, Picture(_open(image), ()), prompt, chosen.to(device), count=count, keep=keep, mass=mass, path=output)
+    print(f"with {shown.tokens} tokens: {shown.full}")
+    print(f"with {shown.kept} tokens: {shown.compressed}")
+    print(f"wrote {output}")
+
+
+def show(number: int = 0, split: Split = "test", output: str = "scene.png") -> None:
+    """Draw a glyph scene and print its questions and answers.
+
+    Args:
+        number: of the scene.
+        split: of the scene.
+        output: file of the image.
+    """
+    picture = Glyphs(split, number + 1, 12)[number]
+    picture.image.resize((576, 576), Image.Resampling.NEAREST).save(output)
+    for question in picture.questions:
+        print(f"{question.family:9} {question.text} {question.answers[0]}")
+    print(f"wrote {output}")
+
+
+def methods(markdown: bool = False) -> None:
+    """List the methods with family, needs, and source.
+
+    Args:
+        markdown: as the table of the README.
+    """
+    rows = [("method", "family", "sees question", "needs", "source")]
+    for name, kind in catalogue().items():
+        one = kind.for_width(8)
+        rows.append((name, one.family, "yes" if one.question_aware else "no", ", ".join(sorted(one.needs)) or "-", one.source))
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        lines.insert(1, "|---" * len(rows[0]) + "|")
+    else:
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    print("\n".join(lines))
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"image {path!r} cannot be read: {error}") from error
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, ablate, compress, show, methods)
+TRAINING: dict[str, Callable[[list[str]], None]] = {"fit": fit, "host": fit_host}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a mistake of the user ends with a message and exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        if given and given[0] in TRAINING:
+            TRAINING[given[0]](given[1:])
+        else:
+            about = {command.__name__: command for command in COMMANDS}
+            if not given or given[0] in ("-h", "--help"):
+                print(__doc__ + "\n" + "\n".join(f"  {name:9} {(about[name].__doc__ or '').splitlines()[0]}" for name in about))
+                print("  fit       Train a scorer through a frozen host (LightningCLI; `crtc fit --help`).")
+                print("  host      Train the embedded host anew, one stage (LightningCLI; `crtc host --help`).")
+                return
+            auto_cli(list(COMMANDS), args=given)
+    except ValueError as error:
+        print(f"crtc: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

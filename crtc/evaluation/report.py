@@ -1,0 +1,183 @@
+"""Results as JSON and as Markdown tables."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, Run
+from crtc.retention import Bools, Floats, Interval, difference, flips, ratio, resamples
+
+LEARNED = "reinforced"
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Every figure of an evaluation with its interval, ready for JSON."""
+    weights = resamples(results.picture)
+    full = results.full()
+    rows = []
+    for (label, mass, count), run in results.runs.items():
+        rows.append(
+            {
+                "method": label,
+                "mass": mass,
+                "count": count,
+                "question_aware": results.aware.get(label),
+                "accuracy": 100 * float(run.right.mean()),
+                "relative": vars(ratio(run.right, full.right, weights)),
+                "agreement": 100 * float(run.agree.mean()),
+                "kl_mean": float(run.kl.mean()),
+                "kl_p90": float(np.percentile(run.kl, 90)),
+                "harmful_flips": flips(full.right, run.right)[0],
+                "lucky_flips": flips(full.right, run.right)[1],
+                "evidence_recall": _mean(run.recall),
+                "planning_ms": run.milliseconds,
+                "families": {
+                    family: {"accuracy": 100 * float(run.right[chosen].mean()), "questions": int(chosen.sum())}
+                    for family, chosen in _families(results).items()
+                },
+            }
+        )
+    return {
+        "config": results.config,
+        "questions": len(full.right),
+        "pictures": len(np.unique(results.picture)),
+        "skipped": results.skipped,
+        "rows": rows,
+        "differences": compare(results, weights),
+    }
+
+
+def _mean(values: Floats) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _families(results: Results) -> dict[str, Bools]:
+    names = np.array(results.family)
+    return {family: names == family for family in dict.fromkeys(sorted(results.family))}
+
+
+def better_setting(results: Results, label: str, count: int) -> bool:
+    """Whether mass preservation serves a method better at a count."""
+    plain, mass = results.runs.get((label, False, count)), results.runs.get((label, True, count))
+    if plain is None or mass is None:
+        return mass is not None
+    return bool(mass.right.mean() > plain.right.mean())
+
+
+def compare(results: Results, weights: Floats) -> list[dict[str, Any]]:
+    """The learned rows against every other one that sees as much, each at its better setting, paired by question."""
+    full = results.full().right
+    found = []
+    for learned in (label for label in results.labels if label.startswith(LEARNED)):
+        for label in results.labels:
+            if label.startswith(LEARNED) or (results.aware[label] and not results.aware[learned]):
+                continue
+            for count in results.counts:
+                ours = results.runs[learned, better_setting(results, learned, count), count]
+                theirs = results.runs[label, better_setting(results, label, count), count]
+                found.append(
+                    {
+                        "learned": learned,
+                        "against": label,
+                        "count": count,
+                        "difference": vars(difference(ours.right, theirs.right, full, weights)),
+                    }
+                )
+    return found
+
+
+def markdown(results: Results) -> str:
+    """Retention at every count, plain and mass-preserving side by side, controls first; then families and margins."""
+    weights = resamples(results.picture)
+    full = results.full()
+    counts = results.counts
+    masses = sorted({mass for _, mass, count in results.runs if count})
+    lines = [
+        f"{len(full.right)} questions about {len(np.unique(results.picture))} pictures of {results.config['task']}. Accuracy "
+        "relative to all tokens in percent, 95 % bootstrap interval over pictures; all rows of a column keep exactly "
+        "that many tokens per image.",
+        "",
+        f"With all tokens {100 * full.right.mean():.1f} % of the answers are right, "
+        f"with no image {100 * results.runs[NO_IMAGE, False, 0].right.mean():.1f} %, "
+        f"with a wrong image {100 * results.runs[WRONG_IMAGE, False, 0].right.mean():.1f} %.",
+        "",
+        "| method | sees question | mass | " + " | ".join(map(str, counts)) + " | KL at " + str(counts[len(counts) // 2]) + " |",
+        "|---|---|---|" + "---|" * (len(counts) + 1),
+    ]
+    for label in results.labels:
+        for mass in masses:
+            if (label, mass, counts[0]) not in results.runs:
+                continue
+            cells = [_cell(results.runs[label, mass, count], full, weights) for count in counts]
+            middle = results.runs[label, mass, counts[len(counts) // 2]]
+            aware = "yes" if results.aware[label] else "no"
+            lines.append(f"| {label} | {aware} | {'kept' if mass else 'plain'} | " + " | ".join(cells) + f" | {middle.kl.mean():.3f} |")
+    for label, reason in results.skipped.items():
+        lines.append(f"\n{label} was skipped: {reason}.")
+    return "\n".join([*lines, "", *_margins(results, weights), "", *_family_table(results)]) + "\n"
+
+
+def _cell(run: Run, full: Run, weights: Floats) -> str:
+    return str(ratio(run.right, full.right, weights))
+
+
+def _margins(results: Results, weights: Floats) -> list[str]:
+    """The learned rows minus the best of the others, paired."""
+    lines = []
+    differences = compare(results, weights)
+    for learned in dict.fromkeys(entry["learned"] for entry in differences):
+        lines += [
+            f"**{learned}** minus the best other method that sees as much, in points of relative accuracy, both at their better setting:",
+            "",
+            "| count | best other | difference |",
+            "|---|---|---|",
+        ]
+        for count in results.counts:
+            rivals = [entry for entry in differences if entry["learned"] == learned and entry["count"] == count]
+            closest = min(rivals, key=lambda entry: entry["difference"]["value"])
+            lines.append(f"| {count} | {closest['against']} | {Interval(**closest['difference'])} |")
+        lines.append("")
+    return lines
+
+
+def _family_table(results: Results) -> list[str]:
+    """Accuracy per question family at the smallest count, each method at its better setting."""
+    families = _families(results)
+    count = results.counts[-1]
+    lines = [
+        f"Accuracy per question family in percent, with all tokens and at {count}, each method at its better setting:",
+        "",
+        "| method | " + " | ".join(families) + " |",
+        "|---|" + "---|" * len(families),
+        "| questions | " + " | ".join(str(int(chosen.sum())) for chosen in families.values()) + " |",
+    ]
+    rows = {ALL: results.full(), NO_IMAGE: results.runs[NO_IMAGE, False, 0]}
+    rows |= {label: results.runs[label, better_setting(results, label, count), count] for label in results.labels}
+    for label, run in rows.items():
+        lines.append(f"| {label} | " + " | ".join(f"{100 * run.right[chosen].mean():.1f}" for chosen in families.values()) + " |")
+    return lines
+
+
+def save(results: Results, folder: Path | str) -> dict[str, Any]:
+    """Write `results.json`, `table.md` and `questions.npz` (one entry per question and row); give the summary."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = summary(results)
+    (folder / "results.json").write_text(json.dumps(_finite(said), indent=1) + "\n")
+    (folder / "table.md").write_text(markdown(results))
+    arrays = {f"{label}|{'mass' if mass else 'plain'}|{count}": run.right for (label, mass, count), run in results.runs.items()}
+    np.savez_compressed(folder / "questions.npz", picture=results.picture, family=np.array(results.family), **arrays)
+    return said
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,67 @@
+"""One image and one question: the answer with and without compression, and an overlay of what stays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crtc.compression import compressed
+from crtc.evaluation.drawing import overlay
+from crtc.hosts.dialogue import prompt_of
+from crtc.methods import Method
+from crtc.tasks.picture import Picture
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a host answers.
+
+    Args:
+        full: with all tokens.
+        compressed: with the tokens that the method leaves.
+        tokens: visual tokens of the image.
+        kept: of them.
+    """
+
+    full: str
+    compressed: str
+    tokens: int
+    kept: int
+
+
+@torch.no_grad()
+def answer(
+    host: tuple[Any, Any],
+    picture: Picture,
+    question: str,
+    method: Method,
+    *,
+    count: int | None = None,
+    keep: float | None = None,
+    mass: bool = True,
+    max_new_tokens: int = 24,
+    path: Path | str | None = None,
+) -> Shown:
+    """Answer a question about an image both ways, and draw the overlay if a path is given."""
+    model, processor = host
+    inputs = processor(images=picture.image, text=prompt_of(processor, question), return_tensors="pt").to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    start = inputs["input_ids"].shape[1]
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    full = model.generate(**inputs, **options)[0, start:]
+    with compressed(model, method, keep=keep, count=count, mass=mass, positions="keep") as handle:
+        short = model.generate(**inputs, **options)[0, start:]
+    tokens, plan = handle.tokens, handle.plan
+    assert tokens is not None and plan is not None
+    if path is not None:
+        scored = getattr(method, "score", None)
+        importance = None if scored is None else scored(tokens).float().cpu().numpy()
+        overlay(picture.image, tokens, plan, path, importance=importance, title=f"{type(method).__name__}: {question}")
+    said = [processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (full, short)]
+    return Shown(said[0], said[1], int(tokens.candidates.sum()), len(plan.kept))
+
+
+def show(host: tuple[Any, Any], picture: Picture, number: int, method: Method, count: int, path: Path | str) -> Shown:
+    """The overlay of question `number` of a picture."""
+    return answer(host, picture, picture.questions[number].text, method, count=count, path=path)

@@ -1,0 +1,118 @@
+"""`crtc fit` and `crtc host`: LightningCLI with progress, checkpoints, exact resume, early stop and a W&B run."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+
+from crtc import tracking
+from crtc.training.host import HostTraining
+from crtc.training.scorer import ScorerTraining
+
+BEST = "best"
+
+
+def trainer_for(
+    folder: Path | str, *, monitor: str | None, every: int, patience: int, track: bool = True, **settings: Any
+) -> lightning.Trainer:
+    """A trainer that keeps everything under `folder` and can go on from there.
+
+    Args:
+        folder: of checkpoints, logs and the W&B run.
+        monitor: validation figure that chooses the best checkpoint and stops early; None keeps the last alone.
+        every: steps between validations, each followed by a checkpoint.
+        patience: validations without gain before the run stops.
+        track: whether to log to W&B.
+        settings: of `lightning.Trainer`.
+    """
+    folder = Path(folder)
+    callbacks: list[lightning.Callback] = [
+        ModelCheckpoint(folder, filename=BEST, monitor=monitor, save_last=True, enable_version_counter=False),
+        TQDMProgressBar(refresh_rate=5),
+    ]
+    if monitor is not None:
+        callbacks.append(EarlyStopping(monitor, patience=patience, min_delta=1e-4))
+    logger = (
+        WandbLogger(project=tracking.PROJECT, save_dir=folder, offline=tracking.mode() != "online", log_model=False)
+        if track
+        else False
+    )
+    defaults = {
+        "max_epochs": 1,
+        "val_check_interval": every,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 10,
+        "enable_model_summary": False,
+        "gradient_clip_val": 1.0,
+    }
+    return lightning.Trainer(default_root_dir=folder, callbacks=callbacks, logger=logger, **{**defaults, **settings})
+
+
+def fit_scorer(
+    module: ScorerTraining,
+    folder: Path | str,
+    *,
+    every: int = 100,
+    patience: int = 6,
+    track: bool = True,
+    **settings: Any,
+) -> Path:
+    """Train, going on where an interrupted run in `folder` stopped; give the folder of the best scorer."""
+    folder = Path(folder)
+    done = folder / "scorer"
+    trainer = trainer_for(folder, monitor="calibration/kl", every=every, patience=patience, track=track, **settings)
+    last = folder / "last.ckpt"
+    trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
+    best = torch.load(folder / f"{BEST}.ckpt", weights_only=False, map_location="cpu")
+    module.load_state_dict(best["state_dict"])
+    module.export(done)
+    if track and isinstance(trainer.logger, WandbLogger):
+        tracking.log_folder(trainer.logger.experiment, done, "scorer", "scorer")
+        trainer.logger.experiment.finish()
+    return done
+
+
+class FitCLI(LightningCLI):
+    """`--config` stacks YAML files that hold only what differs from the defaults in the code."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where results go, and how often to look at the calibration split."""
+        parser.add_argument("--folder", type=str, default="runs/fit", help="checkpoints, logs and the scorer")
+        parser.add_argument("--every", type=int, default=100, help="steps between validations")
+        parser.add_argument("--patience", type=int, default=6, help="validations without gain before stopping early")
+
+
+def fit(arguments: list[str]) -> None:
+    """The command line of `crtc fit`."""
+    cli = FitCLI(
+        ScorerTraining, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False}
+    )
+    config = cli.config
+    done = fit_scorer(cli.model, config.folder, every=config.every, patience=config.patience)
+    print(f"wrote the scorer to {done}; `crtc evaluate --scorer {done}` compares it")
+
+
+def fit_host(arguments: list[str]) -> None:
+    """The command line of `crtc host`: one stage of host training."""
+    cli = FitCLI(HostTraining, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False})
+    folder = Path(cli.config.folder)
+    trainer = trainer_for(
+        folder,
+        monitor=None,
+        every=cli.config.every,
+        patience=cli.config.patience,
+        precision="bf16-mixed",
+        gradient_clip_val=None,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(cli.model, ckpt_path=str(last) if last.exists() else None)
+    torch.save({"state_dict": cli.model.state_dict()}, folder / "weights.pt")
+    cli.model.host.to(torch.bfloat16).save_pretrained(folder / "host")
+    from crtc.hosts.embedded import make_processor
+
+    make_processor().save_pretrained(folder / "host")
+    print(f"wrote the host to {folder / 'host'}")
