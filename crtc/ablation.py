@@ -46,7 +46,9 @@ def stacked(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def ablate(base: Path | str, files: Sequence[Path | str], folder: Path | str = "runs/ablation", *, host: str = "embedded") -> str:
+def ablate(
+    base: Path | str, files: Sequence[Path | str], folder: Path | str = "runs/ablation", *, host: str = "embedded"
+) -> str:
     """Run every ablation and seed whose result is missing; write and return the table.
 
     Args:

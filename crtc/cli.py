@@ -90,7 +90,9 @@ def evaluate(
     for method in rows.values():
         method.to(device)
     masses = {"both": (False, True), "kept": (True,), "plain": (False,)}[mass]
-    results = Evaluation(loaded, task, rows, counts=sorted(set(chosen), reverse=True), masses=masses, positions=positions).run(output)
+    results = Evaluation(
+        loaded, task, rows, counts=sorted(set(chosen), reverse=True), masses=masses, positions=positions
+    ).run(output)
     summary = save(results, output)
     curves(summary, Path(output) / "curves.png")
     with tracking.track("evaluate", results.config, output) as run:
@@ -112,7 +114,9 @@ def _rows(names: list[str] | None, scorer: str | None) -> dict[str, Method]:
     return rows
 
 
-def ablate(files: list[str], base: str = "configs/ablation/base.yaml", folder: str = "runs/ablation", host: str = "embedded") -> None:
+def ablate(
+    files: list[str], base: str = "configs/ablation/base.yaml", folder: str = "runs/ablation", host: str = "embedded"
+) -> None:
     """Run the ablations whose result is missing and print one table.
 
     Args:
@@ -155,7 +159,9 @@ def compress(
     chosen = Reinforced.from_pretrained(scorer) if scorer else get_method(method)
     if count is None and keep is None:
         count = 64
-    shown = answer(loaded, Picture(_open(image), ()), prompt, chosen.to(device), count=count, keep=keep, mass=mass, path=output)
+    shown = answer(
+        loaded, Picture(_open(image), ()), prompt, chosen.to(device), count=count, keep=keep, mass=mass, path=output
+    )
     print(f"with {shown.tokens} tokens: {shown.full}")
     print(f"with {shown.kept} tokens: {shown.compressed}")
     print(f"wrote {output}")
@@ -185,7 +191,9 @@ def methods(markdown: bool = False) -> None:
     rows = [("method", "family", "sees question", "needs", "source")]
     for name, kind in catalogue().items():
         one = kind.for_width(8)
-        rows.append((name, one.family, "yes" if one.question_aware else "no", ", ".join(sorted(one.needs)) or "-", one.source))
+        rows.append(
+            (name, one.family, "yes" if one.question_aware else "no", ", ".join(sorted(one.needs)) or "-", one.source)
+        )
     if markdown:
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines.insert(1, "|---" * len(rows[0]) + "|")
@@ -215,7 +223,11 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             about = {command.__name__: command for command in COMMANDS}
             if not given or given[0] in ("-h", "--help"):
-                print(__doc__ + "\n" + "\n".join(f"  {name:9} {(about[name].__doc__ or '').splitlines()[0]}" for name in about))
+                print(
+                    __doc__
+                    + "\n"
+                    + "\n".join(f"  {name:9} {(about[name].__doc__ or '').splitlines()[0]}" for name in about)
+                )
                 print("  fit       Train a scorer through a frozen host (LightningCLI; `crtc fit --help`).")
                 print("  host      Train the embedded host anew, one stage (LightningCLI; `crtc host --help`).")
                 return

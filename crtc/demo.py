@@ -45,7 +45,9 @@ def demo(folder: Path | str = "runs/demo", *, steps: int = 200, pictures: int = 
     print(f"1/3 training a scorer for {steps} steps through the embedded host")
     scorer = folder / "fit" / "scorer"
     if not (scorer / "model.safetensors").exists():
-        scorer = fit_scorer(ScorerTraining(steps=steps, seed=seed, calibration_pictures=10), folder / "fit", every=max(steps // 2, 1))
+        scorer = fit_scorer(
+            ScorerTraining(steps=steps, seed=seed, calibration_pictures=10), folder / "fit", every=max(steps // 2, 1)
+        )
     print("2/3 comparing it with the shipped scorer and the training-free field")
     host = load_host(dtype=torch.bfloat16)
     results = Evaluation(host, Glyphs("test", pictures, 12), field(scorer)).run(folder)
@@ -61,6 +63,8 @@ def demo(folder: Path | str = "runs/demo", *, steps: int = 200, pictures: int = 
         tracking.log_folder(run, scorer, "scorer", "scorer")
     table = markdown(results)
     print(table)
-    written = ", ".join(str(folder / name) for name in ("results.json", "table.md", "curves.png", "overlay-*.png", "wandb"))
+    written = ", ".join(
+        str(folder / name) for name in ("results.json", "table.md", "curves.png", "overlay-*.png", "wandb")
+    )
     print(f"wrote {written}")
     return table

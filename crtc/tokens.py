@@ -208,8 +208,8 @@ class Plan:
         group: the group of every token, as in `Tokens`.
 
     Raises:
-        ValueError: if kept is not ascending, a kept token is not in its own slot, a slot is out of range, a context token
-            is in a slot, or a merge crosses groups.
+        ValueError: if kept is not ascending, a kept token is not in its own slot, a slot is out of range, a context
+            token is in a slot, or a merge crosses groups.
     """
 
     kept: Int[Tensor, " K"]

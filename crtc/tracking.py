@@ -4,18 +4,20 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 
 PROJECT = "crtc"
 
 
-def mode() -> str:
+def mode() -> Literal["online", "offline", "disabled", "shared"]:
     """`WANDB_MODE` if set; online if an account is configured; else offline (`wandb sync` uploads later)."""
     chosen = os.environ.get("WANDB_MODE")
+    if chosen in ("online", "offline", "disabled", "shared"):
+        return chosen  # type: ignore[return-value]
     if chosen:
-        return chosen
+        raise ValueError(f"WANDB_MODE is {chosen!r}, expected online, offline, disabled or shared")
     return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
 
 
@@ -24,7 +26,9 @@ def track(kind: str, config: Mapping[str, Any], folder: Path | str) -> Iterator[
     """A run of a kind (`fit`, `evaluate`, `ablate`) whose files lie under `folder/wandb`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(silent=True, console="off")
-    run = wandb.init(project=PROJECT, job_type=kind, config=dict(config), dir=str(folder), mode=mode(), settings=settings)
+    run = wandb.init(
+        project=PROJECT, job_type=kind, config=dict(config), dir=str(folder), mode=mode(), settings=settings
+    )
     try:
         yield run
     finally:
@@ -33,7 +37,18 @@ def track(kind: str, config: Mapping[str, Any], folder: Path | str) -> Iterator[
 
 def log_evaluation(run: Any, summary: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
     """The table of an evaluation, its curves by count, and its pictures."""
-    columns = ("method", "mass", "count", "question_aware", "accuracy", "agreement", "kl_mean", "kl_p90", "harmful_flips", "lucky_flips")
+    columns = (
+        "method",
+        "mass",
+        "count",
+        "question_aware",
+        "accuracy",
+        "agreement",
+        "kl_mean",
+        "kl_p90",
+        "harmful_flips",
+        "lucky_flips",
+    )
     table = wandb.Table(columns=[*columns, "relative", "low", "high"])
     for row in summary["rows"]:
         table.add_data(*(row[name] for name in columns), *(row["relative"][name] for name in ("value", "low", "high")))

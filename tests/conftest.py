@@ -1,11 +1,15 @@
-"""Tiny hosts made in code."""
+"""Tiny hosts made in code, and the embedded one."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+from crtc.hosts.embedded import load_host, make_processor
+from crtc.training.host import make_host
 
 IMAGE_ID, PAD_ID = 90, 0
 
@@ -94,3 +98,26 @@ def make_prompts() -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs stay on this machine, whoever is logged in."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.fixture(scope="session")
+def host() -> tuple[LlavaForConditionalGeneration, Any]:
+    """The embedded host in float32 and its processor; tests leave it as it is."""
+    return load_host()
+
+
+@pytest.fixture(scope="session")
+def small_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained host of one narrow layer, for what needs many steps and no right answers."""
+    folder = tmp_path_factory.mktemp("small_host")
+    torch.manual_seed(0)
+    make_host(hidden=32, vision_layers=1, text_layers=1).save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return folder

@@ -42,6 +42,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
                 yerr=[value[:, 0] - value[:, 1], value[:, 2] - value[:, 0]],
                 label=label,
                 color="black" if learned else colors[label],
+                linestyle="--" if "(" in label else "-",  # the scorer of this run beside the shipped one
                 linewidth=2.6 if learned else 1.4,
                 marker="o",
                 markersize=4,
@@ -59,7 +60,13 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
 
 
 def overlay(
-    image: Image.Image, tokens: Tokens, plan: Plan, path: Path | str, *, importance: npt.NDArray[np.float32] | None = None, title: str = ""
+    image: Image.Image,
+    tokens: Tokens,
+    plan: Plan,
+    path: Path | str,
+    *,
+    importance: npt.NDArray[np.float32] | None = None,
+    title: str = "",
 ) -> None:
     """What stays of one image: the image, its kept tokens, the clusters they stand for, and the importance.
 

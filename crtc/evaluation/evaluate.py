@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from crtc import __version__
 from crtc import counts as counting
 from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, full_logits, prompts, right_rows, shortened_targets
-from crtc.hosts.llava import Encoded, Positions, encode, shorten
+from crtc.hosts.llava import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.merging import make_plan
 from crtc.methods.method import Method
 from crtc.retention import Bools, Floats, evidence_recall, kl_divergence
@@ -166,18 +166,21 @@ class Evaluation:
         runs = {}
         for key in parts[0]["runs"]:
             pieces = [part["runs"][key] for part in parts]
-            runs[key] = Run(
-                *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("right", "kl", "agree", "recall")),
-                milliseconds=float(np.mean([piece.milliseconds for piece in pieces])),
+            right, kl, agree, recall = (
+                np.concatenate([getattr(piece, name) for piece in pieces])
+                for name in ("right", "kl", "agree", "recall")
             )
+            runs[key] = Run(right, kl, agree, recall, float(np.mean([piece.milliseconds for piece in pieces])))
         skipped: dict[str, str] = {}
         for part in parts:
             skipped.update(part["skipped"])
         machine = {
-            "crtc": version("crtc"),
+            "crtc": __version__,
             **{name: version(name) for name in ("torch", "transformers")},
             "python": platform.python_version(),
-            "device": torch.cuda.get_device_name(self.model.device) if self.model.device.type == "cuda" else platform.machine(),
+            "device": torch.cuda.get_device_name(self.model.device)
+            if self.model.device.type == "cuda"
+            else platform.machine(),
             "threads": torch.get_num_threads(),
         }
         return Results(
@@ -203,7 +206,7 @@ class Evaluation:
         looks = asked.select(first)
         images = [looks.x[looks.group == number] for number in range(len(pictures))]
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        whole = {**text, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=images)}}
+        whole = {**text, "mm_encoder_outputs": encoder_outputs(images)}
         logits = full_logits(self.model, whole, image_of, targets)
         judge = _Judge(logits, targets, talk.question.to(device))
         runs = {(ALL, False, 0): judge(logits, recall=None, seconds=0.0)}
@@ -229,7 +232,9 @@ class Evaluation:
                 short_targets = shortened_targets(encoded, plan, targets)
                 for mass in self.masses:
                     short = shorten(encoded, plan, mass=mass, positions=self.positions)
-                    runs[label, mass, count] = judge(answer_logits(self.model, short, short_targets)[0], recall=recall, seconds=seconds)
+                    runs[label, mass, count] = judge(
+                        answer_logits(self.model, short, short_targets)[0], recall=recall, seconds=seconds
+                    )
         return {"runs": runs, "skipped": dict(self._skipped)}
 
 
@@ -250,7 +255,9 @@ class _Judge:
 
     def __call__(self, logits: Tensor, *, recall: Floats | None, seconds: float) -> Run:
         right = right_rows(logits, self.expected, self.row, self.rows)
-        some = torch.zeros(self.questions, dtype=torch.long, device=right.device).index_add(0, self.question, right.long())
+        some = torch.zeros(self.questions, dtype=torch.long, device=right.device).index_add(
+            0, self.question, right.long()
+        )
         kl = kl_divergence(self.teacher, logits)
         agree = (logits.argmax(-1) == self.teacher.argmax(-1)).float()
         length = torch.bincount(self.row, minlength=self.rows)
@@ -289,7 +296,9 @@ def spread(plan: Plan, looks: Tokens, tokens: Tokens, image_of: Int[Tensor, " G"
     """
     groups = Groups.of(looks)
     local = torch.zeros(len(looks), dtype=torch.long, device=plan.slot.device)
-    local[groups.index[groups.valid]] = torch.arange(groups.valid.shape[1], device=local.device).expand_as(groups.valid)[groups.valid]
+    local[groups.index[groups.valid]] = torch.arange(groups.valid.shape[1], device=local.device).expand_as(
+        groups.valid
+    )[groups.valid]
     joins = plan.slot >= 0
     owner = torch.full_like(plan.slot, -1)
     owner[joins] = local[plan.kept][plan.slot[joins]]

@@ -97,15 +97,19 @@ def markdown(results: Results) -> str:
     counts = results.counts
     masses = sorted({mass for _, mass, count in results.runs if count})
     lines = [
-        f"{len(full.right)} questions about {len(np.unique(results.picture))} pictures of {results.config['task']}. Accuracy "
-        "relative to all tokens in percent, 95 % bootstrap interval over pictures; all rows of a column keep exactly "
-        "that many tokens per image.",
+        f"{len(full.right)} questions about {len(np.unique(results.picture))} pictures of {results.config['task']}. "
+        "Accuracy relative to all tokens in percent, 95 % bootstrap interval over pictures; all rows of a column keep "
+        "exactly that many tokens per image.",
         "",
         f"With all tokens {100 * full.right.mean():.1f} % of the answers are right, "
         f"with no image {100 * results.runs[NO_IMAGE, False, 0].right.mean():.1f} %, "
         f"with a wrong image {100 * results.runs[WRONG_IMAGE, False, 0].right.mean():.1f} %.",
         "",
-        "| method | sees question | mass | " + " | ".join(map(str, counts)) + " | KL at " + str(counts[len(counts) // 2]) + " |",
+        "| method | sees question | mass | "
+        + " | ".join(map(str, counts))
+        + " | KL at "
+        + str(counts[len(counts) // 2])
+        + " |",
         "|---|---|---|" + "---|" * (len(counts) + 1),
     ]
     for label in results.labels:
@@ -115,10 +119,14 @@ def markdown(results: Results) -> str:
             cells = [_cell(results.runs[label, mass, count], full, weights) for count in counts]
             middle = results.runs[label, mass, counts[len(counts) // 2]]
             aware = "yes" if results.aware[label] else "no"
-            lines.append(f"| {label} | {aware} | {'kept' if mass else 'plain'} | " + " | ".join(cells) + f" | {middle.kl.mean():.3f} |")
+            lines.append(
+                f"| {label} | {aware} | {'kept' if mass else 'plain'} | "
+                + " | ".join(cells)
+                + f" | {middle.kl.mean():.3f} |"
+            )
     for label, reason in results.skipped.items():
         lines.append(f"\n{label} was skipped: {reason}.")
-    return "\n".join([*lines, "", *_margins(results, weights), "", *_family_table(results)]) + "\n"
+    return "\n".join([*lines, "", *_margins(results, weights), *_details(results), "", *_family_table(results)]) + "\n"
 
 
 def _cell(run: Run, full: Run, weights: Floats) -> str:
@@ -131,7 +139,8 @@ def _margins(results: Results, weights: Floats) -> list[str]:
     differences = compare(results, weights)
     for learned in dict.fromkeys(entry["learned"] for entry in differences):
         lines += [
-            f"**{learned}** minus the best other method that sees as much, in points of relative accuracy, both at their better setting:",
+            f"**{learned}** minus the best other method that sees as much, in points of relative accuracy, "
+            "both at their better setting:",
             "",
             "| count | best other | difference |",
             "|---|---|---|",
@@ -141,6 +150,31 @@ def _margins(results: Results, weights: Floats) -> list[str]:
             closest = min(rivals, key=lambda entry: entry["difference"]["value"])
             lines.append(f"| {count} | {closest['against']} | {Interval(**closest['difference'])} |")
         lines.append("")
+    return lines
+
+
+def _details(results: Results) -> list[str]:
+    """All other measures at the second smallest count."""
+    full = results.full().right
+    count = results.counts[-2:][0]
+    lines = [
+        f"At {count} tokens, each method at its better setting: top-1 agreement with all tokens and flips "
+        "(right to wrong, wrong to right) in percent, KL to all tokens in nats, evidence recall, and planning "
+        "time per picture:",
+        "",
+        "| method | mass | agreement | KL mean | KL p90 | harmful | lucky | evidence recall | ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label in results.labels:
+        mass = better_setting(results, label, count)
+        run = results.runs[label, mass, count]
+        harmful, lucky = flips(full, run.right)
+        recall = _mean(run.recall)
+        lines.append(
+            f"| {label} | {'kept' if mass else 'plain'} | {100 * run.agree.mean():.1f} | {run.kl.mean():.3f} | "
+            f"{np.percentile(run.kl, 90):.3f} | {harmful:.1f} | {lucky:.1f} | "
+            f"{'-' if recall is None else f'{recall:.2f}'} | {run.milliseconds:.1f} |"
+        )
     return lines
 
 
@@ -158,7 +192,9 @@ def _family_table(results: Results) -> list[str]:
     rows = {ALL: results.full(), NO_IMAGE: results.runs[NO_IMAGE, False, 0]}
     rows |= {label: results.runs[label, better_setting(results, label, count), count] for label in results.labels}
     for label, run in rows.items():
-        lines.append(f"| {label} | " + " | ".join(f"{100 * run.right[chosen].mean():.1f}" for chosen in families.values()) + " |")
+        lines.append(
+            f"| {label} | " + " | ".join(f"{100 * run.right[chosen].mean():.1f}" for chosen in families.values()) + " |"
+        )
     return lines
 
 
@@ -169,8 +205,12 @@ def save(results: Results, folder: Path | str) -> dict[str, Any]:
     said = summary(results)
     (folder / "results.json").write_text(json.dumps(_finite(said), indent=1) + "\n")
     (folder / "table.md").write_text(markdown(results))
-    arrays = {f"{label}|{'mass' if mass else 'plain'}|{count}": run.right for (label, mass, count), run in results.runs.items()}
-    np.savez_compressed(folder / "questions.npz", picture=results.picture, family=np.array(results.family), **arrays)
+    arrays: dict[str, Any] = {
+        f"{label}|{'mass' if mass else 'plain'}|{count}": run.right
+        for (label, mass, count), run in results.runs.items()
+    }
+    arrays |= {"picture": results.picture, "family": np.array(results.family)}
+    np.savez_compressed(folder / "questions.npz", **arrays)
     return said
 
 

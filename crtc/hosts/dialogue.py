@@ -1,7 +1,7 @@
 """From pictures and questions to model inputs, and from logits back to the answer positions.
 
-Rows are questions; every picture is encoded once, however many questions are asked about it. Answers are teacher-forced:
-the argmax at every answer position is right exactly if greedy decoding gives that answer.
+Rows are questions; every picture is encoded once, however many are asked about it. Answers are teacher-forced: the
+argmax at every answer position is right exactly if greedy decoding gives that answer.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, ProcessorMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import LlavaForConditionalGeneration
 
-from crtc.hosts.llava import Encoded, columns
+from crtc.hosts.llava import Encoded, columns, encoder_outputs
 from crtc.tasks.picture import Picture
 from crtc.tokens import Plan, Tokens
 
@@ -38,7 +37,7 @@ class Dialogue:
     targets: Int[Tensor, "B L"]
 
 
-def prompt_of(processor: ProcessorMixin, question: str) -> str:
+def prompt_of(processor: Any, question: str) -> str:
     """The prompt of a question about one image: by the processor's chat template, LLaVA-1.5's form without one."""
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -59,7 +58,9 @@ def dialogue(processor: Any, pictures: Sequence[Picture]) -> Dialogue:
     asked = [(number, question) for number, picture in enumerate(pictures) for question in picture.questions]
     if not asked:
         raise ValueError(f"{len(pictures)} pictures hold no questions")
-    pixels = processor.image_processor(images=[picture.image for picture in pictures], return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(images=[picture.image for picture in pictures], return_tensors="pt")[
+        "pixel_values"
+    ]
     for place, (number, question) in enumerate(asked):
         prompt = _expand(processor, prompt_of(processor, question.text), pixels[number])
         for answer in question.answers:
@@ -114,15 +115,22 @@ def shortened_targets(encoded: Encoded, plan: Plan, targets: Int[Tensor, "B L"])
     return targets.gather(1, order.clamp(min=0)).masked_fill(order < 0, -100)
 
 
-def right_rows(logits: Float[Tensor, "A V"], expected: Int[Tensor, " A"], row: Int[Tensor, " A"], rows: int) -> Bool[Tensor, " B"]:
+def right_rows(
+    logits: Float[Tensor, "A V"], expected: Int[Tensor, " A"], row: Int[Tensor, " A"], rows: int
+) -> Bool[Tensor, " B"]:
     """Rows whose every answer token is the likeliest."""
-    wrong = torch.zeros(rows, dtype=torch.long, device=row.device).index_add(0, row, (logits.argmax(-1) != expected).long())
+    wrong = torch.zeros(rows, dtype=torch.long, device=row.device).index_add(
+        0, row, (logits.argmax(-1) != expected).long()
+    )
     return wrong == 0
 
 
 @torch.no_grad()
 def full_logits(
-    model: LlavaForConditionalGeneration, inputs: dict[str, Any], image_of: Int[Tensor, " B"], targets: Int[Tensor, "B L"]
+    model: LlavaForConditionalGeneration,
+    inputs: dict[str, Any],
+    image_of: Int[Tensor, " B"],
+    targets: Int[Tensor, "B L"],
 ) -> Float[Tensor, "A V"]:
     """`answer_logits` of the whole prompts, the part that all questions of a picture share computed once.
 
@@ -140,12 +148,12 @@ def full_logits(
     if not torch.equal(ids[:, :shared], ids[first][image_of, :shared]):
         shared = 0  # the pictures come after their questions
     if shared == 0:
-        rows = BaseModelOutputWithPooling(pooler_output=[images[number] for number in image_of])
-        return answer_logits(model, {**inputs, "mm_encoder_outputs": {"image": rows}}, targets)[0]
+        rows = encoder_outputs([images[int(number)] for number in image_of])
+        return answer_logits(model, {**inputs, "mm_encoder_outputs": rows}, targets)[0]
     begun = model.model(
         input_ids=ids[first, :shared],
         attention_mask=mask[first, :shared],
-        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(images))},
+        mm_encoder_outputs=encoder_outputs(images),
         use_cache=True,
     )
     cache = begun.past_key_values
@@ -155,4 +163,5 @@ def full_logits(
     head = targets[:, :shared] != -100
     if bool(head.any()):
         raise ValueError("an answer stands before the end of the image, expected answers behind their questions")
-    return model.lm_head(rest.last_hidden_state[asked]).float()
+    logits: Tensor = model.lm_head(rest.last_hidden_state[asked])
+    return logits.float()

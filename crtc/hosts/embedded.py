@@ -28,7 +28,7 @@ def make_processor() -> LlavaProcessor:
         image_std=[0.5, 0.5, 0.5],
         do_convert_rgb=True,
     )
-    return LlavaProcessor(
+    return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=images,
         tokenizer=make_tokenizer(),
         patch_size=PATCH,
@@ -48,10 +48,11 @@ def load_host(
     """
     path = EMBEDDED if name is None or name == "embedded" else name
     try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(path)
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"host {str(path)!r} cannot be loaded: {error}") from error
+    model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"host {str(path)!r} is no LLaVA, it lacks {sorted(report['missing_keys'])[:3]}")
     return model.to(device).eval(), processor
@@ -64,4 +65,6 @@ def image_tokens(processor: Any) -> int:
     """Visual tokens of an image, as a processor of fixed size makes them."""
     size = processor.image_processor.crop_size
     rows, columns = size["height"] // processor.patch_size, size["width"] // processor.patch_size
-    return int(rows * columns + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default"))
+    return int(
+        rows * columns + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    )

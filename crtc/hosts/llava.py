@@ -6,7 +6,7 @@ compressing it means encoding with the model's own tower, choosing or merging ro
 Letters: B prompts, L columns of the padded prompts, S columns of the shortened ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -41,6 +41,11 @@ class Encoded:
     column: Int[Tensor, " N"]
     inputs: dict[str, Any]
     model: LlavaForConditionalGeneration
+
+
+def encoder_outputs(images: Sequence[Float[Tensor, "P D"]]) -> dict[str, BaseModelOutputWithPooling]:
+    """Visual rows as `mm_encoder_outputs` takes them: one entry per image, which generate repeats for beams."""
+    return {"image": BaseModelOutputWithPooling(pooler_output=list(images))}  # type: ignore[arg-type]
 
 
 def check_model(model: object) -> LlavaForConditionalGeneration:
@@ -200,7 +205,8 @@ def shorten(
         rows: content of the slots in the place of `apply(plan, x)`, as training through a soft choice needs it.
 
     Raises:
-        ValueError: if the plan is of other tokens, rows have another shape, or the attention implementation cannot take mass.
+        ValueError: if the plan is of other tokens, rows have another shape, or the attention implementation cannot
+            take mass.
     """
     order = columns(encoded, plan)
     ids = encoded.inputs["input_ids"]
@@ -218,8 +224,7 @@ def shorten(
         rows = apply(plan, encoded.tokens.x)
     if rows.shape != (len(plan.kept), encoded.tokens.x.shape[1]):
         raise ValueError(f"rows is {tuple(rows.shape)}, expected {(len(plan.kept), encoded.tokens.x.shape[1])}")
-    images = list(torch.split(rows, plan.num_kept.tolist()))  # one entry per image: generate repeats them for beams
-    inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=images)}  # type: ignore[arg-type]
+    inputs["mm_encoder_outputs"] = encoder_outputs(torch.split(rows, plan.num_kept.tolist()))
     bias = _bias(encoded, plan, order) if mass else None
     if bias is not None:
         inputs["attention_mask"] = additive_mask(

@@ -1,9 +1,9 @@
-"""Reinforced importance, learned: seed, propagate, inhibit, then clusters weighted by importance in a learned metric."""
+"""Reinforced importance, learned: seed, propagate, inhibit, then cluster by it in a learned metric."""
 
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -319,7 +319,7 @@ class Reinforced(Method):
 
     def with_design(self, **changes: Any) -> Self:
         """The same weights under another design, where only the choice and the merging differ."""
-        other = type(self)(question=self.question_aware, **cast(dict[str, Any], vars(replace(self.design, **changes))))
+        other = type(self)(question=self.question_aware, **vars(replace(self.design, **changes)))
         other.load_state_dict(self.state_dict())
         return other.eval()
 

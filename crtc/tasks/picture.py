@@ -81,7 +81,7 @@ class Glyphs:
         return self.pictures
 
     def __getitem__(self, index: int) -> Picture:
-        """Scene `index` with its questions; families take turns from scene to scene, so that all come equally often."""
+        """Scene `index` with its questions; families take turns from scene to scene, as far as scenes allow."""
         if not 0 <= index < self.pictures:
             raise IndexError(index)
         scene = make_scene(self.split, self.seed, index)
@@ -139,6 +139,8 @@ def _read_line(line: str, where: str) -> tuple[str, Question]:
         boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in entry.get("boxes", ()))
         question = Question(entry["question"], tuple(map(str, answers)), boxes, entry.get("family", "all"))
         image = entry["image"]
+        if not all(isinstance(text, str) for text in (image, question.text, question.family)):
+            raise TypeError("image, question and family are texts")
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where} is not a question: {error!r}; expected image, question, answers, optional boxes"

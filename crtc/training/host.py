@@ -30,15 +30,15 @@ from transformers import (
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from crtc.tasks.glyphs.photographs import Split
-from crtc.tasks.glyphs.questions import FAMILIES, ask
+from crtc.tasks.glyphs.questions import FAMILIES, LESSONS, ask
 from crtc.tasks.glyphs.scene import COLORS, NUMBER, PATCH, SHAPES, Scene, make_scene
 from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 
 GRID = 24
 IGNORE = -100
-TURNS = (*FAMILIES, "number", "count", "exist", "relation", "relation", "compare", "compare", "twohop", "twohop")
+TURNS = (*FAMILIES, *LESSONS, "number", "count", "exist", "relation", "compare", "twohop", "twohop")
 """Families as training asks them: those that take longer to learn come more often."""
-STAGES = ("patches", "windows", "full")
+STAGES = ("patches", "windows", "whole-patches", "full")
 
 
 @cache
@@ -155,7 +155,7 @@ def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> Pa
         for number, question in enumerate(
             ask(scene, random, questions, start=int(random.integers(len(TURNS))), families=TURNS)
         ):
-            families[index, number] = list(FAMILIES).index(question.family)
+            families[index, number] = [*FAMILIES, *LESSONS].index(question.family)
             prompt = tokenizer(PROMPT.format(question=question.text)).input_ids
             prompt = prompt[prompt.index(image_id) + 1 :]
             answer = [*tokenizer(question.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -220,6 +220,7 @@ class HostTraining(lightning.LightningModule):
     def __init__(
         self,
         stage: str = "full",
+        freeze_tower: bool = False,
         steps: int = 1000,
         batch_size: int = 32,
         questions: int = 12,
@@ -246,6 +247,7 @@ class HostTraining(lightning.LightningModule):
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
         if start_from is not None:
             self.load_state_dict(torch.load(start_from, weights_only=True, map_location="cpu")["state_dict"])
+        self.host.model.vision_tower.requires_grad_(not freeze_tower)
 
     def see(self, batch: PackedScenes) -> tuple[Tensor, Tensor]:
         """Projected visual tokens and the [CLS] state."""
@@ -296,7 +298,7 @@ class HostTraining(lightning.LightningModule):
             for name, head in self.heads.items()
         }
         losses["presence"] = F.binary_cross_entropy_with_logits(self.presence(summary).float(), batch.presence)
-        if self.hparams["stage"] == "patches":
+        if self.hparams["stage"].endswith("patches"):
             return losses, None
         logits = self.answer(batch, visual)
         losses["answer"] = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE)
@@ -334,7 +336,7 @@ class HostTraining(lightning.LightningModule):
         failed = torch.zeros(len(batch), questions + 1, dtype=torch.long, device=wrong.device)
         failed.scatter_add_(1, batch.segment % (questions + 1), wrong.long())
         right = (failed[:, :questions] == 0).float()
-        for index, name in enumerate(FAMILIES):
+        for index, name in enumerate([*FAMILIES, *LESSONS]):
             chosen = batch.families == index
             if chosen.any():
                 self.log(f"accuracy/{name}", right[chosen].mean(), batch_size=int(chosen.sum()), on_epoch=True)
@@ -348,8 +350,9 @@ class HostTraining(lightning.LightningModule):
             for p in part.parameters()
             if p.ndim == 2
         }
-        matrices = [p for p in self.parameters() if id(p) in blocks]
-        others = [p for p in self.parameters() if id(p) not in blocks]
+        trained = [p for p in self.parameters() if p.requires_grad]
+        matrices = [p for p in trained if id(p) in blocks]
+        others = [p for p in trained if id(p) not in blocks]
         rate = self.hparams["learning_rate"]
         return [
             torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
@@ -357,7 +360,11 @@ class HostTraining(lightning.LightningModule):
         ]
 
     def _shape(self) -> dict[str, Any]:
-        return {"cells": 3, "things": (2, 6)} if self.hparams["stage"] != "full" else {"cells": 6, "things": (10, 18)}
+        return (
+            {"cells": 3, "things": (2, 6)}
+            if self.hparams["stage"] in ("patches", "windows")
+            else {"cells": 6, "things": (10, 18)}
+        )
 
     def train_dataloader(self) -> DataLoader[PackedScenes]:
         """Training batches from where the run stands."""

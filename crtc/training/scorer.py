@@ -13,12 +13,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from crtc.graph.neighbors import Neighbors
 from crtc.hosts.dialogue import answer_logits, dialogue, full_logits, prompts, right_rows, shortened_targets
 from crtc.hosts.embedded import load_host
-from crtc.hosts.llava import Encoded, encode, shorten
+from crtc.hosts.llava import Encoded, encode, encoder_outputs, shorten
 from crtc.methods.reinforced import Importance, Reinforced
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.tokens import Groups, Tokens
@@ -130,8 +129,7 @@ class ScorerTraining(lightning.LightningModule):
         with torch.no_grad():
             pixels = inputs.pop("pixel_values").to(model.dtype)
             rows = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-            seen = BaseModelOutputWithPooling(pooler_output=list(rows))  # type: ignore[arg-type]  # one entry per image
-            inputs["mm_encoder_outputs"] = {"image": seen}
+            inputs["mm_encoder_outputs"] = encoder_outputs(rows)
             teacher = full_logits(model, inputs, image_of, targets).log_softmax(-1)
             encoded = encode(model, inputs, image_of=image_of)
         first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])

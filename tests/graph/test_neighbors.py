@@ -88,7 +88,8 @@ def test_grid_of_three_by_three():
 
 def test_grid_keeps_to_the_group_and_reaches_far():
     tokens = make_tokens([[(1, 2), (2, 1)], [(1, 3)]], num_text=1)
-    assert [(s, t) for s, t, _ in edges(grid_neighbors(tokens))] == [(0, 1), (1, 0), (2, 3), (3, 2), (5, 6), (6, 5), (6, 7), (7, 6)]
+    pairs = [(source, target) for source, target, _ in edges(grid_neighbors(tokens))]
+    assert pairs == [(0, 1), (1, 0), (2, 3), (3, 2), (5, 6), (6, 5), (6, 7), (7, 6)]
     far = grid_neighbors(tokens, reaches=(1, 2))
     assert far.degree == 16
     assert {edge for edge in edges(far) if edge[2] > 9} == {(7, 5, 14), (5, 7, 13)}

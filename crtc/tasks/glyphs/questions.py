@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TypeVar
 
 import numpy as np
 
-from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, Box, Scene, Thing
+from crtc.tasks.glyphs.scene import CELL, COLORS, NUMBER, SHAPES, Box, Scene, Thing, size_class
 
 T = TypeVar("T")
 DIRECTIONS = ("left of", "right of", "above", "below")
@@ -87,30 +88,29 @@ def _exist(scene: Scene, random: np.random.Generator) -> Question | None:
     return Question("exist", f"is there a {name}?", "yes" if found else "no", found)
 
 
-def _pair(scene: Scene, random: np.random.Generator) -> tuple[Thing, Thing] | None:
-    unique = _unique(scene)
-    if len(unique) < 2:
-        return None
-    first, second = random.choice(len(unique), 2, replace=False)
-    return unique[first], unique[second]
+def _pairs(scene: Scene) -> list[tuple[Thing, Thing]]:
+    return list(permutations(_unique(scene), 2))
+
+
+def _lead(first: Thing, second: Thing, direction: str) -> float:
+    """How far `first` lies in a direction from `second`, in pixels between the centres."""
+    (x, y), (u, v) = first.center, second.center
+    return {"left of": u - x, "right of": x - u, "above": v - y, "below": y - v}[direction]
 
 
 def _relation(scene: Scene, random: np.random.Generator) -> Question | None:
-    pair = _pair(scene, random)
+    direction = DIRECTIONS[int(random.integers(4))]
+    pair = _pick(random, [pair for pair in _pairs(scene) if abs(_lead(*pair, direction)) >= 12])
     if pair is None:
         return None
-    (x, y), (u, v) = pair[0].center, pair[1].center
-    direction = DIRECTIONS[int(random.integers(4))]
-    lead = {"left of": u - x, "right of": x - u, "above": v - y, "below": y - v}[direction]
-    if abs(lead) < 12:
-        return None
     text = f"is the {_name(pair[0])} {direction} the {_name(pair[1])}?"
-    return Question("relation", text, "yes" if lead > 0 else "no", (pair[0].box, pair[1].box))
+    return Question("relation", text, "yes" if _lead(*pair, direction) > 0 else "no", (pair[0].box, pair[1].box))
 
 
 def _compare(scene: Scene, random: np.random.Generator) -> Question | None:
-    pair = _pair(scene, random)
-    if pair is None or max(pair[0].size, pair[1].size) < 1.4 * min(pair[0].size, pair[1].size):
+    clear = [(a, b) for a, b in _pairs(scene) if max(a.size, b.size) >= 1.4 * min(a.size, b.size)]
+    pair = _pick(random, clear)
+    if pair is None:
         return None
     text = f"is the {_name(pair[0])} bigger than the {_name(pair[1])}?"
     return Question("compare", text, "yes" if pair[0].size > pair[1].size else "no", (pair[0].box, pair[1].box))
@@ -151,6 +151,23 @@ def _caption(scene: Scene, random: np.random.Generator) -> Question | None:
     return Question("caption", f"list the {color} things.", answer, tuple(thing.box for thing in found))
 
 
+def _place(scene: Scene, random: np.random.Generator) -> Question | None:
+    thing = _pick(random, _unique(scene))
+    if thing is None:
+        return None
+    x, y = thing.center
+    return Question("place", f"where is the {_name(thing)}?", f"{int(y) // CELL}, {int(x) // CELL}", (thing.box,))
+
+
+def _size(scene: Scene, random: np.random.Generator) -> Question | None:
+    thing = _pick(random, _unique(scene))
+    return (
+        thing
+        if thing is None
+        else Question("size", f"how big is the {_name(thing)}?", str(size_class(thing.size)), (thing.box,))
+    )
+
+
 FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "color": _color,
     "shape": _shape,
@@ -165,6 +182,10 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 }
 
 
+LESSONS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {"place": _place, "size": _size}
+"""Steps towards relations and comparisons, asked in training alone."""
+
+
 def ask(
     scene: Scene, random: np.random.Generator, count: int, *, start: int = 0, families: Sequence[str] = tuple(FAMILIES)
 ) -> list[Question]:
@@ -176,7 +197,7 @@ def ask(
     seen: set[str] = set()
     tries = 0
     while len(asked) < count:
-        question = FAMILIES[families[(start + tries) % len(families)]](scene, random)
+        question = (FAMILIES | LESSONS)[families[(start + tries) % len(families)]](scene, random)
         tries += 1
         if question is not None and (question.text not in seen or tries > 20 * count):
             asked.append(question)

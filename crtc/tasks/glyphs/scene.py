@@ -265,9 +265,19 @@ def _cover(
     coverage[at] += share
     wins = share > best[at]
     best[at] = np.where(wins, share, best[at])
-    size_class = 1 + int(np.searchsorted((14, 18, 24, 32, 42), size, side="right"))
-    for target, label in ((labels.kind, kind), (labels.color, color), (labels.place, place), (labels.size, size_class)):
+    class_of_size = size_class(size)
+    for target, label in (
+        (labels.kind, kind),
+        (labels.color, color),
+        (labels.place, place),
+        (labels.size, class_of_size),
+    ):
         target[at] = np.where(wins, label, target[at])
+
+
+def size_class(size: int) -> int:
+    """1..6 by size in pixels."""
+    return 1 + int(np.searchsorted((14, 18, 24, 32, 42), size, side="right"))
 
 
 def _leave_draws_open(labels: PatchLabels, best: Array) -> None:

@@ -1,0 +1,56 @@
+"""Keeps the figures of the README equal to the committed results: each stands between two marks and is generated.
+
+`python -m crtc.readme` rewrites them; a test compares.
+"""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from crtc.cli import methods
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks() -> dict[str, str]:
+    """Text of every generated block by its name."""
+    listing = io.StringIO()
+    with redirect_stdout(listing):
+        methods(markdown=True)
+    found = {"methods": listing.getvalue()}
+    for name, file in (("retention", "results/test/table.md"), ("ablation", "results/ablation/table.md")):
+        if (ROOT / file).exists():
+            found[name] = (ROOT / file).read_text()
+    card = ROOT / "results/test/results.json"
+    if card.exists():
+        found["host"] = host_card(json.loads(card.read_text()))
+    return found
+
+
+def host_card(summary: dict[str, object]) -> str:
+    """Accuracy of the host with all tokens, per question family."""
+    rows = summary["rows"]
+    assert isinstance(rows, list)
+    full = next(row for row in rows if row["method"] == "all tokens")
+    lines = ["| family | questions | accuracy, % |", "|---|---|---|"]
+    for family, entry in full["families"].items():
+        lines.append(f"| {family} | {entry['questions']} | {entry['accuracy']:.1f} |")
+    lines.append(f"| all | {summary['questions']} | {full['accuracy']:.1f} |")
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """`text` with every marked block made anew."""
+    for name, content in blocks().items():
+        head, mark, rest = text.partition(f"<!-- {name} -->\n")
+        if mark:
+            text = f"{head}{mark}{content.strip()}\n<!-- /{name} -->{rest.partition(f'<!-- /{name} -->')[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    for document in (ROOT / "README.md", ROOT / "crtc/hosts/glyphs_llava/README.md"):
+        if document.exists():
+            document.write_text(filled(document.read_text()))
+            print(f"wrote {document}")

@@ -1,0 +1,111 @@
+"""The host that ships is stock, small and whole."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
+
+from crtc.hosts.dialogue import prompt_of
+from crtc.hosts.embedded import EMBEDDED, image_tokens, load_host, make_processor
+
+Host = tuple[Any, Any]
+
+
+def test_is_a_stock_llava(host: Host) -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(EMBEDDED)
+    assert type(model) is LlavaForConditionalGeneration
+    config = json.loads((EMBEDDED / "config.json").read_text())
+    assert config["model_type"] == "llava" and "auto_map" not in config
+    assert not list(EMBEDDED.rglob("*.py"))
+    for name, value in host[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].float()), name
+        assert bool(torch.isfinite(value).all()), name
+
+
+def test_fits_into_a_package() -> None:
+    assert sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) < 16 * 2**20
+
+
+@torch.no_grad()
+def test_576_tokens_per_image(host: Host) -> None:
+    model, processor = host
+    assert image_tokens(processor) == 576
+    inputs = processor(images=Image.new("RGB", (300, 200)), text=prompt_of(processor, "why?"), return_tensors="pt")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 576
+    rows = model.model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
+    assert [len(row) for row in rows] == [576]
+
+
+def test_processor_files_are_those_of_the_code(host: Host) -> None:
+    stored, made = AutoProcessor.from_pretrained(EMBEDDED), make_processor()
+    assert isinstance(stored, LlavaProcessor)
+    image = Image.effect_noise((250, 180), 60).convert("RGB")
+    text = prompt_of(made, "what color is the cross?")
+    assert prompt_of(stored, "what color is the cross?") == text
+    one, other = (processor(images=image, text=text, return_tensors="pt") for processor in (stored, made))
+    assert torch.equal(one["input_ids"], other["input_ids"])
+    assert torch.equal(one["pixel_values"], other["pixel_values"])
+    assert one["pixel_values"].shape == (1, 3, 192, 192)
+    assert -1 <= float(one["pixel_values"].min()) < 0 < float(one["pixel_values"].max()) <= 1
+
+
+def test_special_tokens_agree(host: Host) -> None:
+    model, processor = host
+    tokenizer, text = processor.tokenizer, model.config.text_config
+    assert len(tokenizer) == text.vocab_size
+    assert tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id == processor.image_token_id
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (
+        text.pad_token_id,
+        text.bos_token_id,
+        text.eos_token_id,
+    )
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_float_type_and_mode() -> None:
+    model, _ = load_host("embedded", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and not model.training
+
+
+def test_no_such_host(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"host '.*nowhere' cannot be loaded"):
+        load_host(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_host(tmp_path)
+
+
+def test_damaged_host(tmp_path: Path, small_host: Path) -> None:
+    folder = shutil.copytree(small_host, tmp_path / "host")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_host(folder)
+
+
+def test_no_processor(tmp_path: Path, small_host: Path) -> None:
+    folder = shutil.copytree(small_host, tmp_path / "host")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_host(folder)
+
+
+def test_another_model_is_no_llava(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=8
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is no LLaVA|cannot be loaded"):
+        load_host(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+def test_no_such_device(small_host: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"'{device}'"):
+        load_host(small_host, device=device)
