@@ -9,6 +9,7 @@ from PIL import Image
 
 from crtc.hosts.dialogue import (
     LLAVA_PROMPT,
+    answer_ids,
     answer_logits,
     dialogue,
     full_logits,
@@ -126,7 +127,9 @@ def test_every_accepted_answer_has_a_row(host: Host, pictures: list[Picture]) ->
     talk = dialogue(host[1], [replace(pictures[0], questions=questions), replace(pictures[1], questions=questions[:1])])
     assert talk.question.tolist() == [0, 0, 1, 2, 2]
     assert talk.image_of.tolist() == [0, 0, 0, 1, 1]
-    assert (talk.targets != -100).sum(1).tolist() == [2, 3, 2, 2, 3]
+    answers = ("red", "dark red", "3", "red", "dark red")
+    for row, answer in zip(talk.targets, answers, strict=True):
+        assert row[row != -100].tolist() == answer_ids(host[1].tokenizer, answer)
 
 
 def test_no_questions_is_an_error(host: Host) -> None:

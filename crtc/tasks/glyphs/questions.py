@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from crtc.tasks.glyphs.scene import CELL, COLORS, NUMBER, SHAPES, Box, Scene, Thing, size_class
+from crtc.tasks.glyphs.scene import CELL, COLORS, NUMBER, SHAPES, Box, Scene, Thing, plural, size_class
 
 T = TypeVar("T")
 DIRECTIONS = ("left of", "right of", "above", "below")
@@ -70,7 +70,7 @@ def _count(scene: Scene, random: np.random.Generator) -> Question | None:
     by_color = bool(random.random() < 0.5)
     word = _pick(random, list(COLORS) if by_color else [*SHAPES, NUMBER])
     found = [thing for thing in scene.things if word == (thing.color if by_color else thing.kind)]
-    text = f"how many {word} things?" if by_color else f"how many {word}s?"
+    text = f"how many {word} things?" if by_color else f"how many {plural(word)}?"
     return Question("count", text, str(len(found)), tuple(thing.box for thing in found)) if len(found) < 10 else None
 
 
@@ -161,11 +161,9 @@ def _place(scene: Scene, random: np.random.Generator) -> Question | None:
 
 def _size(scene: Scene, random: np.random.Generator) -> Question | None:
     thing = _pick(random, _unique(scene))
-    return (
-        thing
-        if thing is None
-        else Question("size", f"how big is the {_name(thing)}?", str(size_class(thing.size)), (thing.box,))
-    )
+    if thing is None:
+        return None
+    return Question("size", f"how big is the {_name(thing)}?", str(size_class(thing.size)), (thing.box,))
 
 
 FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {

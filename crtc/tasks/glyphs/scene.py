@@ -275,6 +275,11 @@ def _cover(
         target[at] = np.where(wins, label, target[at])
 
 
+def plural(kind: str) -> str:
+    """The word for several of a kind."""
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
+
+
 def size_class(size: int) -> int:
     """1..6 by size in pixels."""
     return 1 + int(np.searchsorted((14, 18, 24, 32, 42), size, side="right"))

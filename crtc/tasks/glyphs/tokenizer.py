@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES
+from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, plural
 
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
 
@@ -16,7 +16,7 @@ _WORDS = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words with a leading blank, single digits, punctuation; decoding gives the text back."""
-    words = [*COLORS, *SHAPES, NUMBER, *(f"{kind}s" for kind in (*SHAPES, NUMBER)), *_WORDS]
+    words = [*COLORS, *SHAPES, NUMBER, *map(plural, (*SHAPES, NUMBER)), *_WORDS]
     pieces = [*_SPECIAL, "▁", *"0123456789", *"?,.:", *(f"▁{word}" for word in words)]
     core = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("\n", " ")])
