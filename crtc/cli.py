@@ -22,7 +22,7 @@ from crtc.evaluation.report import markdown, save
 from crtc.hosts.embedded import image_tokens, load_host
 from crtc.methods import Method, catalogue, get_method
 from crtc.methods.reinforced import Reinforced
-from crtc.showing import answer
+from crtc.showing import answer, overlays
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.training.fit import fit, fit_host
@@ -95,10 +95,13 @@ def evaluate(
     ).run(output)
     summary = save(results, output)
     curves(summary, Path(output) / "curves.png")
+    middle = results.counts[len(results.counts) // 2]
+    able = {label: method for label, method in rows.items() if label in results.labels}
+    drawn = {"curves": Path(output) / "curves.png", **overlays(loaded, task, able, middle, output)}
     with tracking.track("evaluate", results.config, output) as run:
-        tracking.log_evaluation(run, summary, {"curves": Path(output) / "curves.png"})
+        tracking.log_evaluation(run, summary, drawn)
     print(markdown(results))
-    print(f"wrote results.json, table.md, questions.npz, curves.png and a W&B run to {output}")
+    print(f"wrote results.json, table.md, questions.npz, curves.png, overlays and a W&B run to {output}")
 
 
 def _rows(names: list[str] | None, scorer: str | None) -> dict[str, Method]:

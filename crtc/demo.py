@@ -11,7 +11,7 @@ from crtc.evaluation.report import markdown, save
 from crtc.hosts.embedded import load_host
 from crtc.methods import Method, catalogue, get_method
 from crtc.methods.reinforced import Reinforced
-from crtc.showing import show
+from crtc.showing import overlays
 from crtc.tasks.picture import Glyphs
 from crtc.training.fit import fit_scorer
 from crtc.training.scorer import ScorerTraining
@@ -50,14 +50,12 @@ def demo(folder: Path | str = "runs/demo", *, steps: int = 200, pictures: int = 
         )
     print("2/3 comparing it with the shipped scorer and the training-free field")
     host = load_host(dtype=torch.bfloat16)
-    results = Evaluation(host, Glyphs("test", pictures, 12), field(scorer)).run(folder)
+    methods, task = field(scorer), Glyphs("test", pictures, 12)
+    results = Evaluation(host, task, methods).run(folder)
     print("3/3 drawing and logging")
     summary = save(results, folder)
     curves(summary, folder / "curves.png")
-    drawn = {"curves": folder / "curves.png"}
-    for number, name in enumerate(("reinforced", "kmeans", "div_prune")):
-        drawn[name] = folder / f"overlay-{name}.png"
-        show(host, Glyphs("test", 1, 12)[0], number % 12, get_method(name), 64, drawn[name])
+    drawn = {"curves": folder / "curves.png", **overlays(host, task, methods, 64, folder)}
     with tracking.track("evaluate", results.config, folder) as run:
         tracking.log_evaluation(run, summary, drawn)
         tracking.log_folder(run, scorer, "scorer", "scorer")

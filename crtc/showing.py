@@ -1,5 +1,6 @@
 """One image and one question: the answer with and without compression, and an overlay of what stays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from crtc.compression import compressed
 from crtc.evaluation.drawing import overlay
 from crtc.hosts.dialogue import prompt_of
 from crtc.methods import Method
-from crtc.tasks.picture import Picture
+from crtc.tasks.picture import Picture, Task
+
+DRAWN = ("reinforced", "reinforced blind", "kmeans", "div_prune")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,26 @@ def answer(
     return Shown(said[0], said[1], int(tokens.candidates.sum()), len(plan.kept))
 
 
-def show(host: tuple[Any, Any], picture: Picture, number: int, method: Method, count: int, path: Path | str) -> Shown:
-    """The overlay of question `number` of a picture."""
-    return answer(host, picture, picture.questions[number].text, method, count=count, path=path)
+def overlays(
+    host: tuple[Any, Any], task: Task, methods: Mapping[str, Method], count: int, folder: Path | str
+) -> dict[str, Path]:
+    """Overlays of the first question of a task, for the learned method and the two it is most often compared with.
+
+    Args:
+        host: model and processor.
+        task: what is asked.
+        methods: by the label of their row; those that `DRAWN` names are drawn, the first three if there are none.
+        count: whole tokens to keep.
+        folder: of the PNGs.
+
+    Returns:
+        Files by label.
+    """
+    picture = task[0]
+    labels = [label for label in DRAWN if label in methods] or list(methods)[:3]
+    drawn = {}
+    for label in labels:
+        path = Path(folder) / f"overlay-{label.replace(' ', '-')}.png"
+        answer(host, picture, picture.questions[0].text, methods[label], count=count, path=path)
+        drawn[f"overlay/{label}"] = path
+    return drawn

@@ -133,6 +133,7 @@ class Evaluation:
             "counts": list(self.counts),
             "masses": list(self.masses),
             "positions": self.positions,
+            "pictures_per_batch": self.pictures,
             "dtype": str(self.model.dtype),
             "weights": weights.hexdigest()[:16],
         }
@@ -146,13 +147,12 @@ class Evaluation:
             key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
             cache = Path(folder) / f"parts-{key}"
             cache.mkdir(parents=True, exist_ok=True)
-        starts = range(0, len(self.task), self.pictures)
-        for start in tqdm(starts, desc=f"evaluating on {self.task.name}", unit="batch"):
+        for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
             file = cache / f"{start:06d}.pt" if cache else None
             if file is not None and file.exists():
                 parts.append(torch.load(file, weights_only=False))
                 continue
-            pictures = [self.task[i] for i in range(start, min(start + self.pictures, len(self.task)))]
+            pictures = [self.task[i] for i in range(start, stop)]
             part = self._batch(pictures)
             part["picture"] = np.repeat(np.arange(start, start + len(pictures)), [len(p.questions) for p in pictures])
             part["family"] = [question.family for picture in pictures for question in picture.questions]
@@ -161,6 +161,13 @@ class Evaluation:
                 torch.save(part, file.with_suffix(".tmp"))
                 file.with_suffix(".tmp").rename(file)
         return self._join(parts, config)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """Batches of pictures, the last one not of a single picture: it lends the others their wrong image."""
+        starts = list(range(0, len(self.task), self.pictures))
+        if len(starts) > 1 and len(self.task) - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], len(self.task)], strict=True))
 
     def _join(self, parts: list[dict[str, Any]], config: dict[str, Any]) -> Results:
         runs = {}
@@ -174,6 +181,9 @@ class Evaluation:
         skipped: dict[str, str] = {}
         for part in parts:
             skipped.update(part["skipped"])
+        if not any(count for _, _, count in runs):
+            reasons = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
+            raise ValueError(f"no method can run on this host: {reasons}")
         machine = {
             "crtc": __version__,
             **{name: version(name) for name in ("torch", "transformers")},
@@ -210,8 +220,9 @@ class Evaluation:
         logits = full_logits(self.model, whole, image_of, targets)
         judge = _Judge(logits, targets, talk.question.to(device))
         runs = {(ALL, False, 0): judge(logits, recall=None, seconds=0.0)}
-        wrong = (image_of + 1) % len(pictures)
-        runs[WRONG_IMAGE, False, 0] = judge(full_logits(self.model, whole, wrong, targets), recall=None, seconds=0.0)
+        if len(pictures) > 1:
+            wrong = full_logits(self.model, whole, (image_of + 1) % len(pictures), targets)
+            runs[WRONG_IMAGE, False, 0] = judge(wrong, recall=None, seconds=0.0)
         runs[NO_IMAGE, False, 0] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
         questions = [question for picture in pictures for question in picture.questions]
         boxes = [questions[int(i)].boxes for i in talk.question]

@@ -101,10 +101,6 @@ def markdown(results: Results) -> str:
         "Accuracy relative to all tokens in percent, 95 % bootstrap interval over pictures; all rows of a column keep "
         "exactly that many tokens per image.",
         "",
-        f"With all tokens {100 * full.right.mean():.1f} % of the answers are right, "
-        f"with no image {100 * results.runs[NO_IMAGE, False, 0].right.mean():.1f} %, "
-        f"with a wrong image {100 * results.runs[WRONG_IMAGE, False, 0].right.mean():.1f} %.",
-        "",
         "| method | sees question | mass | "
         + " | ".join(map(str, counts))
         + " | KL at "
@@ -112,6 +108,10 @@ def markdown(results: Results) -> str:
         + " |",
         "|---|---|---|" + "---|" * (len(counts) + 1),
     ]
+    for label in (label for label in (ALL, NO_IMAGE, WRONG_IMAGE) if (label, False, 0) in results.runs):
+        control = results.runs[label, False, 0]
+        cell = _cell(control, full, weights) if label != ALL else f"{100 * full.right.mean():.1f} % right"
+        lines.append(f"| *{label}* | | | " + " | ".join([cell] * len(counts)) + f" | {control.kl.mean():.3f} |")
     for label in results.labels:
         for mass in masses:
             if (label, mass, counts[0]) not in results.runs:
@@ -202,8 +202,8 @@ def save(results: Results, folder: Path | str) -> dict[str, Any]:
     """Write `results.json`, `table.md` and `questions.npz` (one entry per question and row); give the summary."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    said = summary(results)
-    (folder / "results.json").write_text(json.dumps(_finite(said), indent=1) + "\n")
+    said: dict[str, Any] = _finite(summary(results))
+    (folder / "results.json").write_text(json.dumps(said, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(results))
     arrays: dict[str, Any] = {
         f"{label}|{'mass' if mass else 'plain'}|{count}": run.right

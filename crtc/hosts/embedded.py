@@ -49,14 +49,20 @@ def load_host(
     """
     path = EMBEDDED if name is None or name == "embedded" else name
     try:
+        config = AutoConfig.from_pretrained(path)
+        if not isinstance(config, LlavaConfig):  # else a LLaVA of default size would be built, billions of weights
+            raise ValueError(f"it is no LLaVA, but {config.model_type}")
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"host {str(path)!r} cannot be loaded: {error}") from error
     model, report = loaded
     if report["missing_keys"]:
-        raise ValueError(f"host {str(path)!r} is no LLaVA, it lacks {sorted(report['missing_keys'])[:3]}")
-    return model.to(device).eval(), processor
+        raise ValueError(f"host {str(path)!r} is no whole LLaVA, it lacks {sorted(report['missing_keys'])[:3]}")
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 assert PROMPT.startswith("USER: <image>\n")  # the template above must say the same

@@ -313,7 +313,7 @@ class Reinforced(Method):
             design["reaches"] = tuple(design["reaches"])
             scorer = cls(question=question, **design)
             scorer.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
             raise ValueError(f"{folder} holds no readable scorer: {error}") from error
         return scorer.eval()
 

@@ -1,5 +1,6 @@
 """What is asked: pictures with questions, from the glyph generator or from a user's own file."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class JsonLines:
         if not path.is_file():
             raise ValueError(f"{path} is no file, expected a file of JSON lines")
         self.name = path.stem
+        self.content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         asked: dict[Path, list[Question]] = {}
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if line.strip():
@@ -129,7 +131,10 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Picture:
         path, questions = self._asked[index]
-        return Picture(Image.open(path).convert("RGB"), tuple(questions))
+        try:
+            return Picture(Image.open(path).convert("RGB"), tuple(questions))
+        except OSError as error:
+            raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
 def _read_line(line: str, where: str) -> tuple[str, Question]:

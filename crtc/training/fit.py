@@ -64,6 +64,7 @@ def fit_scorer(
     """Train, going on where an interrupted run in `folder` stopped; give the folder of the best scorer."""
     folder = Path(folder)
     done = folder / "scorer"
+    every = min(every, module.hparams["steps"])  # a run looks at the calibration split at least once
     trainer = trainer_for(folder, monitor="calibration/kl", every=every, patience=patience, track=track, **settings)
     last = folder / "last.ckpt"
     trainer.fit(module, ckpt_path=str(last) if last.exists() else None)

@@ -36,11 +36,11 @@ def assignment(
     width = int(k.max())
     anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, :width]
     real = chosen.gather(1, anchors)
-    to_anchor = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1)).masked_fill(
-        ~real[:, None], torch.inf
-    )
-    soft = (-to_anchor / said.temperature).softmax(-1)
-    hard = F.one_hot(to_anchor.argmin(-1), width).to(soft.dtype)
+    to_anchor = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1))
+    soft = (-to_anchor / said.temperature).masked_fill(~real[:, None], -torch.inf).softmax(-1)
+    own = anchors[:, None] == torch.arange(distance.shape[1], device=anchors.device)[:, None]  # also among exact copies
+    nearest = to_anchor.detach().masked_fill(own, -1.0).masked_fill(~real[:, None], torch.inf).argmin(-1)
+    hard = F.one_hot(nearest, width).to(soft.dtype)
     share = (hard + soft - soft.detach()) * said.groups.valid[..., None]
     weight = share * said.logit.exp()[..., None]
     x = said.groups.gather(tokens.x.float())

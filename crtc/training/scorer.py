@@ -80,7 +80,7 @@ class ScorerTraining(lightning.LightningModule):
         seed: of weights, pictures, counts and noise.
 
     Raises:
-        ValueError: if the gate or a count is unknown.
+        ValueError: if the gate, a count, the number of steps or the precision is impossible.
     """
 
     def __init__(
@@ -106,6 +106,10 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError(f"gate is {gate!r}, expected one of {sorted(GATES)}")
         if not counts or min(counts) < 1:
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}, expected at least 1")
+        if precision not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"precision is {precision!r}, expected 'float32', 'bfloat16' or 'float16'")
         self.save_hyperparameters()
         model, processor = load_host(host, dtype=getattr(torch, precision))
         for parameter in model.parameters():

@@ -1,0 +1,244 @@
+"""Evaluation on the embedded host: what is kept whole stays whole, and interrupted runs go on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crtc.evaluation import Evaluation
+from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
+from crtc.evaluation.report import markdown, save, summary
+from crtc.hosts.dialogue import dialogue, prompts
+from crtc.hosts.llava import encode
+from crtc.methods import ClsAttention, KMeans, Method, Random, VisionZip, catalogue
+from crtc.methods.method import ScoreMethod, keep_all
+from crtc.methods.reinforced import Reinforced
+from crtc.tasks.picture import Glyphs, JsonLines, Picture, Question
+from crtc.tokens import Tokens
+
+Host = tuple[Any, Any]
+
+
+class Task:
+    """Pictures of a test."""
+
+    name = "hand-made"
+
+    def __init__(self, pictures: list[Picture]):
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.pictures[index]
+
+
+class Asked(KMeans):
+    """K-means, planned for every question anew."""
+
+    question_aware = True
+
+
+class Needy(ScoreMethod):
+    """Needs a signal that no host gives."""
+
+    family = "control"
+    needs = frozenset({"sonar"})  # type: ignore[arg-type]
+
+    def score(self, tokens: Tokens) -> torch.Tensor:
+        """Never called."""
+        raise AssertionError
+
+
+def same(one: Results, other: Results) -> None:
+    assert one.runs.keys() == other.runs.keys()
+    for key, run in one.runs.items():
+        for name in ("right", "kl", "agree", "recall"):
+            assert np.array_equal(getattr(run, name), getattr(other.runs[key], name), equal_nan=True), (key, name)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    glyphs = Glyphs("test", 3, 3)
+    return Task([Picture(glyphs[i].image, glyphs[i].questions[: i + 1]) for i in range(3)])
+
+
+def test_keeping_everything_loses_nothing(host: Host, task: Task) -> None:
+    methods: dict[str, Method] = {name: kind.for_width(192) for name, kind in catalogue().items()}
+    results = Evaluation(host, task, methods, counts=[576]).run()
+    full = results.full()
+    assert set(results.labels) == set(catalogue()) and not results.skipped
+    assert len(full.right) == 6 and full.right.any()
+    for (label, _, count), run in results.runs.items():
+        if count:
+            assert np.array_equal(run.right, full.right), label
+            assert float(run.kl.max()) < 1e-6 and bool((run.agree == 1).all()), label
+            assert np.allclose(run.recall, 1), label
+    for row in summary(results)["rows"]:
+        if row["count"]:
+            assert row["relative"] == {"value": 100.0, "low": 100.0, "high": 100.0}
+            assert row["agreement"] == 100 and row["harmful_flips"] == row["lucky_flips"] == 0
+
+
+def test_controls(host: Host, task: Task) -> None:
+    results = Evaluation(host, task, {"kmeans": KMeans()}, counts=[16], masses=[True]).run()
+    alone = Evaluation(host, Task(task.pictures[:1]), {"kmeans": KMeans()}, counts=[16], masses=[True]).run()
+    assert (WRONG_IMAGE, False, 0) not in alone.runs and markdown(alone)
+    assert set(results.runs) == {(ALL, False, 0), (NO_IMAGE, False, 0), (WRONG_IMAGE, False, 0), ("kmeans", True, 16)}
+    assert float(results.full().kl.max()) == 0 and bool((results.full().agree == 1).all())
+    for name in (NO_IMAGE, WRONG_IMAGE):
+        assert float(results.runs[name, False, 0].kl.mean()) > 0.1
+    assert results.picture.tolist() == [0, 1, 1, 2, 2, 2]
+    assert results.family == tuple(q.family for picture in task.pictures for q in picture.questions)
+    assert results.runs["kmeans", True, 16].milliseconds > 0
+
+
+@torch.no_grad()
+def test_no_image_is_the_question_alone(host: Host, task: Task) -> None:
+    model, processor = host
+    results = Evaluation(host, task, {"kmeans": KMeans()}, counts=[16], masses=[True]).run()
+    for number, (picture, question) in enumerate((p, q) for p in task.pictures for q in p.questions):
+        one = dialogue(processor, [Picture(picture.image, (question,))])
+        stays = one.inputs["input_ids"][0] != model.config.image_token_id
+        ids, targets = one.inputs["input_ids"][:, stays], one.targets[0, stays]
+        places = stays.nonzero()[:, 0][None]
+        logits = model(input_ids=ids, position_ids=places).logits[0]
+        # the image ends before the question, so no answer position is lost with it
+        right = bool((logits[targets != -100].argmax(-1) == targets[targets != -100]).all())
+        assert right == results.runs[NO_IMAGE, False, 0].right[number]
+
+
+def test_planning_once_per_picture_is_planning_for_every_question(host: Host, task: Task) -> None:
+    methods = {"kmeans": KMeans(), "asked": Asked()}
+    results = Evaluation(host, task, methods, counts=[24]).run()
+    for mass in (False, True):
+        once, often = results.runs["kmeans", mass, 24], results.runs["asked", mass, 24]
+        assert np.array_equal(once.right, often.right)
+        assert np.allclose(once.kl, often.kl, atol=1e-5) and np.allclose(once.recall, often.recall, atol=1e-6)
+    assert results.aware == {"kmeans": False, "asked": True}
+
+
+@torch.no_grad()
+def test_spread_is_the_plan_of_every_prompt(host: Host, task: Task) -> None:
+    model, processor = host
+    talk = dialogue(processor, task.pictures)
+    encoded = encode(model, talk.inputs, ["cls_attention", "keys"], image_of=talk.image_of)
+    first = torch.tensor([0, 1, 3])
+    looks = prompts(encoded, talk.targets).select(first)
+    for method in (KMeans(), VisionZip(), Reinforced(192, question=False)):
+        plan = spread(method(looks, torch.tensor([9, 30, 4])), looks, encoded.tokens, talk.image_of)
+        direct = method(encoded.tokens, torch.tensor([9, 30, 30, 4, 4, 4]))
+        assert torch.equal(plan.kept, direct.kept) and torch.equal(plan.slot, direct.slot)
+        torch.testing.assert_close(plan.weight, direct.weight)
+        assert torch.equal(plan.size, direct.size)
+    assert torch.equal(spread(keep_all(looks), looks, encoded.tokens, talk.image_of).kept, keep_all(encoded.tokens).kept)
+
+
+def test_batches_do_not_matter(host: Host, task: Task) -> None:
+    methods = {"kmeans": KMeans(), "reinforced": Reinforced(192)}
+    one, three = (
+        Evaluation(host, task, methods, counts=[20], masses=[True], pictures=size).run() for size in (1, 3)
+    )
+    assert (WRONG_IMAGE, False, 0) in three.runs
+    for key in one.runs:
+        if key[0] != WRONG_IMAGE:  # another picture of the batch
+            assert np.array_equal(one.runs[key].right, three.runs[key].right)
+            assert np.allclose(one.runs[key].kl, three.runs[key].kl, atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"kmeans": KMeans(), "random": Random()}
+
+    glyphs = Glyphs("test", 5, 1)
+    five = Task([glyphs[i] for i in range(5)])
+
+    def evaluation(**changes: Any) -> Evaluation:
+        return Evaluation(host, five, methods, **{"counts": [16], "pictures": 2, **changes})
+
+    whole = evaluation().run(tmp_path)
+    parts = sorted(tmp_path.glob("parts-*/*.pt"))
+    assert [part.name for part in parts] == ["000000.pt", "000002.pt"]  # no picture is left without a wrong image
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    asked: list[int] = []
+    batch = Evaluation._batch
+
+    def counting(self: Evaluation, pictures: list[Picture]) -> dict[str, Any]:
+        asked.append(len(pictures))
+        return batch(self, pictures)
+
+    monkeypatch.setattr(Evaluation, "_batch", counting)
+    same(whole, evaluation().run(tmp_path))
+    assert asked == [3] and parts[0].stat().st_mtime_ns == kept
+    same(whole, evaluation().run(tmp_path))
+    assert asked == [3]
+    for changes in ({"counts": [8]}, {"masses": [True]}, {"positions": "repack"}, {"pictures": 3}):
+        asked.clear()
+        results = evaluation(**changes).run(tmp_path)
+        assert sum(asked) == len(results.full().right) == 5, changes
+
+
+def test_other_weights_are_another_evaluation(host: Host, task: Task) -> None:
+    torch.manual_seed(0)
+    configs = [
+        Evaluation(host, task, {"reinforced": Reinforced(192, **design)}, counts=[16]).config
+        for design in ({}, {}, {"merge": False})
+    ]
+    assert configs[0] != configs[1] and configs[1] != configs[2]
+    json.dumps(configs)
+
+
+def test_other_answers_are_another_evaluation(host: Host, tmp_path: Path) -> None:
+    Image.new("RGB", (192, 192)).save(tmp_path / "black.png")
+    found = []
+    for answer in ("red", "blue"):
+        entry = {"image": "black.png", "question": "what color is the cross?", "answers": [answer]}
+        (tmp_path / "data.jsonl").write_text(json.dumps(entry))
+        found.append(Evaluation(host, JsonLines(tmp_path / "data.jsonl"), {"random": Random()}, counts=[16]).config)
+    assert found[0] != found[1]
+
+
+def test_any_accepted_answer_is_right(host: Host, task: Task) -> None:
+    """The full model's own words are right wherever they stand in the list of answers."""
+    picture = task.pictures[0]
+    question = picture.questions[0]
+    colors = ("red", "green", "blue", "yellow", "cyan", "magenta", "orange", "white", "purple", "pink", "black", "brown")
+    said = [
+        Evaluation(
+            host,
+            Task([Picture(picture.image, (Question(question.text, answers), Question(question.text, ("nothing",))))]),
+            {"random": Random()},
+            counts=[576],
+            masses=[True],
+        ).run()
+        for answers in (("nothing", *colors, *question.answers), ("nothing",))
+    ]
+    assert said[0].full().right.tolist() == [True, False]
+    assert said[1].full().right.tolist() == [False, False]
+    assert said[0].runs["random", True, 576].right.tolist() == [True, False]
+    assert np.allclose(said[0].full().kl, 0)
+    assert np.isnan(said[0].runs["random", True, 576].recall).all()  # no evidence was given
+
+
+def test_what_a_host_cannot_give_is_skipped_with_a_reason(host: Host, task: Task, tmp_path: Path) -> None:
+    methods = {"kmeans": KMeans(), "needy": Needy(), "cls": ClsAttention()}
+    results = Evaluation(host, Task(task.pictures[:1]), methods, counts=[16]).run()
+    assert results.labels == ("kmeans", "cls")
+    assert results.skipped == {"needy": "the host gives no sonar"}
+    assert "needy was skipped: the host gives no sonar." in markdown(results)
+    assert save(results, tmp_path)["skipped"] == results.skipped
+    with pytest.raises(ValueError, match="needy: the host gives no sonar"):
+        Evaluation(host, Task(task.pictures[:1]), {"needy": Needy()}, counts=[16]).run()
+
+
+@pytest.mark.parametrize(("methods", "counts"), [({}, [16]), ({"random": Random()}, [])])
+def test_needs_methods_and_counts(host: Host, task: Task, methods: dict[str, Method], counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected at least one of each"):
+        Evaluation(host, task, methods, counts=counts)

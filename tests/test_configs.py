@@ -1,0 +1,96 @@
+"""Every configuration that ships fits the command that reads it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crtc.ablation import read, stacked
+from crtc.methods.reinforced import Design, Reinforced
+from crtc.training.fit import FitCLI
+from crtc.training.gates import GATES
+from crtc.training.host import STAGES, HostTraining
+from crtc.training.scorer import ScorerTraining
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TRAINING = sorted(CONFIGS.glob("*.yaml"))
+ABLATIONS = sorted((CONFIGS / "ablation").glob("*.yaml"))
+
+
+class Parsed(FitCLI):
+    """Reads and checks the configuration and makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+
+def parse(kind: type, arguments: list[str]) -> Parsed:
+    return Parsed(kind, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False})
+
+
+def by_name(file: Path) -> str:
+    return file.stem
+
+
+def test_there_are_configs() -> None:
+    assert [file.stem for file in TRAINING if not file.stem.startswith("host-")] == ["scorer"]
+    assert {"base", "mlp", "no_propagation", "random_edges"} <= {file.stem for file in ABLATIONS}
+    assert not list(CONFIGS.rglob("*.yml"))
+
+
+@pytest.mark.parametrize("file", TRAINING, ids=by_name)
+def test_training_configs(file: Path) -> None:
+    kind = HostTraining if file.stem.startswith("host-") else ScorerTraining
+    config = parse(kind, ["--config", str(file)]).config
+    given = yaml.safe_load(file.read_text())
+    defaults = parse(kind, []).config
+    for name, value in given["model"].items():
+        assert config.model[name] == value
+        assert value != defaults.model[name] or name == "stage", f"{name} only repeats the default"
+    assert config.folder == given["folder"] and config.every <= config.model.steps
+    if kind is HostTraining:
+        assert config.model.stage in STAGES
+
+
+def test_host_stages_follow_one_another() -> None:
+    stages = [yaml.safe_load(file.read_text()) for file in TRAINING if file.stem.startswith("host-")]
+    assert "start_from" not in stages[0]["model"]
+    for before, after in zip(stages, stages[1:], strict=False):
+        assert after["model"]["start_from"] == f"{before['folder']}/weights.pt"
+    assert stages[-1]["model"].get("stage", "full") == "full"
+
+
+def test_mistakes_in_a_config_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "wrong.yaml").write_text("model:\n  stepz: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        parse(ScorerTraining, ["--config", str(tmp_path / "wrong.yaml")])
+    assert stop.value.code == 2 and "stepz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ABLATIONS, ids=by_name)
+def test_ablations(file: Path) -> None:
+    base = read(CONFIGS / "ablation" / "base.yaml")
+    change = read(file)
+    plan = stacked(base, change)
+    assert plan["about"] and (file.stem == "base" or plan != base)
+    (section,) = {"base"} if file.stem == "base" else {"change"}
+    assert section == "base" or len(set(change) - {"about", "seeds", "mass"}) <= 1, "a change is one thing"
+    design = dict(plan["model"].get("design", {}))
+    scorer = Reinforced(8, **design)
+    scorer.with_design(**plan.get("use", {}))
+    assert plan["model"].get("gate", "assignment") in GATES
+    assert int(plan.get("seeds", 1)) >= 1
+    arguments = [f"--model.{name}={yaml.safe_dump(value, default_flow_style=True).strip()}" for name, value in plan["model"].items() if not isinstance(value, str | int | float)]
+    arguments += [f"--model.{name}={value}" for name, value in plan["model"].items() if isinstance(value, str | int | float)]
+    config = parse(ScorerTraining, arguments).config
+    for name, value in plan["model"].items():
+        assert config.model[name] == value
+
+
+def test_every_part_of_the_design_has_an_ablation() -> None:
+    changed: set[str] = set()
+    for file in ABLATIONS:
+        content = read(file)
+        changed |= set(content.get("model", {}).get("design", {})) | set(content.get("use", {}))
+    switches = {"graph", "text_edges", "rewired", "inhibition", "merge", "selector", "steps"}
+    assert switches <= changed and changed <= {name for name in vars(Design(8))}
