@@ -27,8 +27,8 @@ lint: $(STAMP) ## Check style, types and floors
 	cd $(ROOT) && $(BIN)/lint-imports
 
 host: $(STAMP) ## Train the embedded host anew (about 90 minutes on two cores); it goes on where it stopped
-	cd $(ROOT) && for stage in 1-patches 2-windows 3-full; do \
-		env -u OMP_NUM_THREADS $(BIN)/crtc host --config configs/host-$$stage.yaml || exit 1; done
+	cd $(ROOT) && for stage in configs/host-*.yaml; do \
+		env -u OMP_NUM_THREADS $(BIN)/crtc host --config $$stage || exit 1; done
 
 lock: $(STAMP) ## Make requirements.lock from pyproject.toml
 	$(BIN)/pip install --quiet "pip-tools>=7.5"

@@ -1,7 +1,9 @@
 """Ablations: train and evaluate what each small YAML file changes, run only what is missing, and make one table."""
 
+import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from crtc import tracking
 from crtc.evaluation import Evaluation
 from crtc.evaluation.report import save
 from crtc.hosts.embedded import load_host
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced import Design, Reinforced
+from crtc.retention import Interval
 from crtc.tasks.picture import Glyphs
 from crtc.training.fit import fit_scorer
 from crtc.training.scorer import ScorerTraining
@@ -28,13 +31,26 @@ def read(path: Path | str) -> dict[str, Any]:
         ValueError: if the file cannot be read or holds other keys.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no readable YAML: {error}") from error
-    unknown = set(content) - {"about", "model", "use", "mass", "seeds", "steps", "evaluate"}
-    if unknown:
-        raise ValueError(f"{path} holds {sorted(unknown)}, expected about, model, use, mass, seeds, steps, evaluate")
+    content = {} if content is None else content
+    _check_keys(content, {"about", "model", "use", "mass", "seeds", "steps", "evaluate"}, str(path))
+    model = content.get("model", {})
+    design = {field.name for field in fields(Design)} - {"width"}
+    _check_keys(model, set(inspect.signature(ScorerTraining).parameters) - {"host", "seed"}, f"{path}: model")
+    _check_keys(model.get("design", {}), design, f"{path}: design")
+    _check_keys(content.get("use", {}), design, f"{path}: use")
+    _check_keys(content.get("evaluate", {}), {"pictures", "questions", "counts"}, f"{path}: evaluate")
     return dict(content)
+
+
+def _check_keys(content: Any, known: set[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is a {type(content).__name__}, expected keys out of {', '.join(sorted(known))}")
+    if set(content) - known:
+        unknown = sorted(map(str, set(content) - known))
+        raise ValueError(f"{where} holds {unknown}, expected some of {', '.join(sorted(known))}")
 
 
 def stacked(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -64,17 +80,22 @@ def ablate(
     for name, plan in zip(names, plans, strict=True):
         for seed in range(int(plan.get("seeds", 1))):
             target = folder / f"{name}-seed{seed}"
-            if _finished(target, plan):
+            if _finished(target, plan, host):
                 continue
             _run_one(plan, seed, target, name, host)
-    table = tabulate(folder, names, plans)
+    table = tabulate(folder, names, plans, host)
     (folder / "table.md").write_text(table)
     return table
 
 
-def _finished(target: Path, plan: dict[str, Any]) -> bool:
+def _finished(target: Path, plan: dict[str, Any], host: str) -> bool:
+    """Whether the result is there and of this plan; its name and the number of seeds do not matter."""
     file = target / "ablation.json"
-    return file.exists() and json.loads(file.read_text())["plan"] == json.loads(json.dumps(plan))
+    if not file.exists():
+        return False
+    stored = json.loads(file.read_text())
+    wanted, found = ({k: v for k, v in one.items() if k not in ("about", "seeds")} for one in (plan, stored["plan"]))
+    return bool(stored.get("host", "embedded") == host and found == json.loads(json.dumps(wanted)))
 
 
 def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str) -> None:
@@ -95,7 +116,9 @@ def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str
     with tracking.track("ablate", {"ablation": name, "seed": seed, **plan}, target) as run:
         summary = save(results, target)
         tracking.log_evaluation(run, summary, {})
-    (target / "ablation.json").write_text(json.dumps({"plan": plan, "seed": seed, "summary": summary}, indent=1) + "\n")
+    (target / "ablation.json").write_text(
+        json.dumps({"plan": plan, "host": host, "seed": seed, "summary": summary}, indent=1) + "\n"
+    )
 
 
 def _bfloat16() -> Any:
@@ -115,13 +138,18 @@ def _key(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]]) -> str:
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]], host: str = "embedded") -> str:
     """Accuracy relative to all tokens, mean over seeds; with one seed its bootstrap interval, with more their range."""
     lines: list[str] = []
     header: list[str] = []
     for name, plan in zip(names, plans, strict=True):
-        files = sorted(folder.glob(f"{name}-seed*/ablation.json"))
-        summaries = [json.loads(file.read_text())["summary"] for file in files]
+        targets = [folder / f"{name}-seed{seed}" for seed in range(int(plan.get("seeds", 1)))]
+        done = [target / "ablation.json" for target in targets if _finished(target, plan, host)]
+        summaries = [json.loads(file.read_text())["summary"] for file in done]
         if not summaries:
             continue
         cells = []
@@ -131,10 +159,9 @@ def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]]
             header = [f"{w} {count}" for w in WAYS for count in counts]
             for count in counts:
                 found = [row["relative"] for one in rows for row in one if row["count"] == count]
-                value = float(np.mean([entry["value"] for entry in found]))
-                low = min(entry["value"] for entry in found) if len(found) > 1 else found[0]["low"]
-                high = max(entry["value"] for entry in found) if len(found) > 1 else found[0]["high"]
-                cells.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
+                values = np.array([entry["value"] for entry in found], float)  # None, where nothing was right, is NaN
+                low, high = (values.min(), values.max()) if len(found) > 1 else (found[0]["low"], found[0]["high"])
+                cells.append(str(Interval(*map(_number, (values.mean(), low, high)))))
         lines.append(f"| {plan.get('about', name)} | {len(summaries)} | " + " | ".join(cells) + " |")
     top = ["| change | seeds | " + " | ".join(header) + " |", "|---|---|" + "---|" * len(header)]
     return "\n".join([*top, *lines]) + "\n"

@@ -1,5 +1,7 @@
 """The command line: `crtc demo | fit | evaluate | ablate | compress | show | methods | host`."""
 
+import itertools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -110,7 +112,10 @@ def _rows(names: list[str] | None, scorer: str | None) -> dict[str, Method]:
     rows: dict[str, Method] = {}
     for name in names:
         blind = name.endswith(" blind")
-        rows[name] = get_method(name.removesuffix(" blind"), **({"question": False} if blind else {}))
+        try:
+            rows[name] = get_method(name.removesuffix(" blind"), **({"question": False} if blind else {}))
+        except TypeError as error:
+            raise ValueError(f"method {name!r} cannot be made: {error}") from error
     if scorer is not None:
         rows["reinforced (given)"] = Reinforced.from_pretrained(scorer)
         rows["reinforced blind (given)"] = Reinforced.from_pretrained(scorer, question=False)
@@ -213,6 +218,15 @@ def _open(path: str) -> Image.Image:
         raise ValueError(f"image {path!r} cannot be read: {error}") from error
 
 
+def _files_as_option(given: list[str]) -> list[str]:
+    """`ablate a.yaml b.yaml ...`, as a shell expands a pattern, in the form of every other option."""
+    files = list(itertools.takewhile(lambda word: not word.startswith("-"), given[1:])) if given[0] == "ablate" else []
+    if not files:
+        return given
+    listed = files[0] if len(files) == 1 and files[0].startswith("[") else json.dumps(files)
+    return ["ablate", "--files", listed, *given[1 + len(files) :]]
+
+
 COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, ablate, compress, show, methods)
 TRAINING: dict[str, Callable[[list[str]], None]] = {"fit": fit, "host": fit_host}
 
@@ -234,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print("  fit       Train a scorer through a frozen host (LightningCLI; `crtc fit --help`).")
                 print("  host      Train the embedded host anew, one stage (LightningCLI; `crtc host --help`).")
                 return
-            auto_cli(list(COMMANDS), args=given)
-    except ValueError as error:
+            auto_cli(list(COMMANDS), args=_files_as_option(given), as_positional=False)
+    except (ValueError, OSError) as error:
         print(f"crtc: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -35,6 +35,8 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
                 continue
             best = [max((row for row in mine if row["count"] == n), key=lambda row: row["accuracy"]) for n in counts]
             value = np.array([[row["relative"][name] for name in ("value", "low", "high")] for row in best], float)
+            if np.isnan(value).all():  # nothing was right with all tokens
+                continue
             learned = label.startswith("reinforced")
             axes.errorbar(
                 counts,
@@ -54,7 +56,8 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
         axes.set_xlabel("visual tokens kept per image")
         axes.set_ylabel("accuracy relative to all tokens, %")
         axes.set_title("methods that see the question" if aware else "question-blind methods")
-        axes.legend(fontsize=8, loc="lower right")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, loc="lower right")
         axes.grid(alpha=0.3)
     figure.savefig(path)
 

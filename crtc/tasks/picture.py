@@ -115,7 +115,11 @@ class JsonLines:
         self.name = path.stem
         self.content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         asked: dict[Path, list[Question]] = {}
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text: {error}") from error
+        for number, line in enumerate(lines, start=1):
             if line.strip():
                 image, question = _read_line(line, f"{path}:{number}")
                 asked.setdefault(path.parent / image, []).append(question)

@@ -36,6 +36,8 @@ from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 
 GRID = 24
 IGNORE = -100
+HEADS = {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7, "row": GRID, "column": GRID}
+"""Classes of every dense label."""
 TURNS = (*FAMILIES, *LESSONS, "number", "count", "exist", "relation", "compare", "twohop", "twohop")
 """Families as training asks them: those that take longer to learn come more often."""
 STAGES = ("patches", "windows", "whole-patches", "full")
@@ -144,6 +146,7 @@ def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> Pa
         name: torch.from_numpy(np.stack([getattr(scene.labels, name) for scene in scenes])).flatten(1)
         for name in ("kind", "color", "place", "middle", "size")
     }
+    labels |= {"row": patch // GRID, "column": patch % GRID}  # where it is must survive the tower, for relations
     kinds = (*SHAPES, NUMBER)
     presence = torch.zeros(len(scenes), len(COLORS) * len(kinds))
     rows: list[dict[str, list[int]]] = []
@@ -240,7 +243,7 @@ class HostTraining(lightning.LightningModule):
         self.heads = nn.ModuleDict(
             {
                 name: nn.Linear(width, size)
-                for name, size in {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7}.items()
+                for name, size in HEADS.items()
             }
         )
         self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))

@@ -35,7 +35,9 @@ def made_up(full: list[bool] | None = None, masses: tuple[bool, ...] = (False, T
             for mass in masses:
                 runs[label, mass, count] = run(random.random(8) < 0.6 + 0.2 * mass, 0.25)
     config = {"task": "made-up", "methods": {label: label for label in METHODS}}
-    return Results(runs, np.repeat(np.arange(4), 2), ("color", "count") * 4, AWARE, {"tired": "the host sleeps"}, config)
+    return Results(
+        runs, np.repeat(np.arange(4), 2), ("color", "count") * 4, AWARE, {"tired": "the host sleeps"}, config
+    )
 
 
 def refuse(name: str) -> float:
@@ -48,7 +50,9 @@ def test_every_method_and_count_is_in_the_table(masses: tuple[bool, ...]) -> Non
     table = markdown(results)
     assert "| method | sees question | mass | 64 | 16 | KL at 16 |" in table
     for label in METHODS:
-        rows = [line for line in table.splitlines() if line.startswith(f"| {label} | {'yes' if AWARE[label] else 'no'} |")]
+        rows = [
+            line for line in table.splitlines() if line.startswith(f"| {label} | {'yes' if AWARE[label] else 'no'} |")
+        ]
         assert len(rows) == len(masses)
         for row in rows:
             assert len(row.split("|")) == 8 and "nan" not in row

@@ -160,7 +160,7 @@ def test_right_rows() -> None:
 
 @torch.no_grad()
 def test_targets_move_with_the_prompt(host: Host, pictures: list[Picture]) -> None:
-    encoded, asked, targets = seen(host, pictures[:1])
+    encoded, _, targets = seen(host, pictures[:1])
     plan = KMeans()(encoded.tokens, torch.full((5,), 9))
     short = shortened_targets(encoded, plan, targets)
     ids = shorten(encoded, plan, mass=False, positions="keep")["input_ids"]

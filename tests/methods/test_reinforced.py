@@ -46,8 +46,10 @@ def with_text(tokens: Tokens, seed: int) -> Tokens:
 
 
 def same(one: Plan, other: Plan) -> bool:
-    return torch.equal(one.kept, other.kept) and torch.equal(one.slot, other.slot) and bool(
-        torch.allclose(one.weight, other.weight, atol=1e-6)
+    return (
+        torch.equal(one.kept, other.kept)
+        and torch.equal(one.slot, other.slot)
+        and bool(torch.allclose(one.weight, other.weight, atol=1e-6))
     )
 
 

@@ -117,8 +117,8 @@ def solve(scene, text):
     if found := re.fullmatch(r"what is the (\w+) number\?", text):
         thing = only(things_of(scene, f"{found[1]} number"))
         return thing.value, [thing]
-    if found := re.fullmatch(r"how many (\w+) things\?|how many (\w+)s\?", text):
-        things = things_of(scene, found[1] or found[2])
+    if found := re.fullmatch(r"how many (\w+) things\?|how many (cross)es\?|how many (\w+)s\?", text):
+        things = things_of(scene, found[1] or found[2] or found[3])
         return str(len(things)), things
     if found := re.fullmatch(r"is there a (\w+ \w+)\?", text):
         things = things_of(scene, found[1])

@@ -30,9 +30,7 @@ def scorer() -> Reinforced:
 
 def leaf(said: Importance) -> Importance:
     """The same importance as a start of gradients."""
-    return replace(
-        said, logit=said.logit.detach().requires_grad_(), place=said.place.detach().clone().requires_grad_()
-    )
+    return replace(said, logit=said.logit.detach().requires_grad_(), place=said.place.detach().clone().requires_grad_())
 
 
 def run(

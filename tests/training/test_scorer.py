@@ -122,7 +122,9 @@ def test_importance_is_that_of_every_prompt_alone(small_host: Path, question: bo
     same = torch.allclose(said.logit[0], said.logit[1], atol=1e-6)  # two questions about one picture
     assert same != question
     k = torch.full((6,), 8)
-    plan, other = (module.scorer.plan_from(part, pupil.encoded.tokens, k) for part in (said, module.importance(pupil, question)))
+    plan, other = (
+        module.scorer.plan_from(part, pupil.encoded.tokens, k) for part in (said, module.importance(pupil, question))
+    )
     assert torch.equal(plan.kept, other.kept) and plan.num_kept.tolist() == [8] * 6
 
 
@@ -137,7 +139,9 @@ def test_the_teacher_is_the_full_model(small_host: Path) -> None:
     torch.testing.assert_close(rows, images.pooler_output[0])
     images.pooler_output = list(images.pooler_output)
     inputs = {name: pupil.encoded.inputs[name] for name in ("input_ids", "attention_mask")}
-    logits = full_logits(module._host[0], {**inputs, "mm_encoder_outputs": {"image": images}}, pupil.image_of, pupil.targets)
+    logits = full_logits(
+        module._host[0], {**inputs, "mm_encoder_outputs": {"image": images}}, pupil.image_of, pupil.targets
+    )
     torch.testing.assert_close(pupil.teacher, logits.log_softmax(-1))
     torch.testing.assert_close(pupil.teacher.exp().sum(-1), torch.ones(len(pupil.teacher)))
 

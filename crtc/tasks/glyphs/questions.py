@@ -68,7 +68,8 @@ def _number(scene: Scene, random: np.random.Generator) -> Question | None:
 
 def _count(scene: Scene, random: np.random.Generator) -> Question | None:
     by_color = bool(random.random() < 0.5)
-    word = _pick(random, list(COLORS) if by_color else [*SHAPES, NUMBER])
+    words = list(COLORS) if by_color else [*SHAPES, NUMBER]
+    word = words[int(random.integers(len(words)))]
     found = [thing for thing in scene.things if word == (thing.color if by_color else thing.kind)]
     text = f"how many {word} things?" if by_color else f"how many {plural(word)}?"
     return Question("count", text, str(len(found)), tuple(thing.box for thing in found)) if len(found) < 10 else None
