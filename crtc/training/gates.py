@@ -3,6 +3,9 @@
 Each takes what the scorer says of a batch of tokens and answers with the rows that the language model reads.
 
 - `assignment`: the deployed clustering itself, with a straight-through soft assignment. Prompts are as short as at use.
+- `mask`: a straight-through mask that multiplies the softmaxed attention weights of visual keys and renormalises: the
+  bias of mass preservation with a size of 1 for kept tokens and nearly 0 for dropped ones, whose gradient is the same
+  as that of the weight. Full length.
 - `noise`: variance-preserving noise in the place of what a soft top-k drops (DiffPrune, arXiv 2605.28051). Full length.
 """
 
@@ -16,7 +19,11 @@ from torch.nn import functional as F
 
 from crtc.methods.method import keep_all
 from crtc.methods.reinforced import Importance, Reinforced
+from crtc.selection import top_k
 from crtc.tokens import Plan, Tokens
+
+FAINT = 1e-4
+"""Weight of a masked token: small enough not to be read, large enough for its gradient."""
 
 Gate = Callable[
     [Reinforced, Importance, Tokens, Int[Tensor, " G"], float, torch.Generator], tuple[Plan, Float[Tensor, "K D"]]
@@ -63,6 +70,17 @@ def noise(
     return keep_all(tokens), rows[said.groups.valid].to(tokens.x.dtype)
 
 
+def mask(
+    scorer: Reinforced, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], progress: float, random: torch.Generator
+) -> tuple[Plan, Float[Tensor, "K D"]]:
+    """Weights of 1 for the top-k and `FAINT` for the rest forward, a soft top-k backward; temperature from 1 to 0.1."""
+    soft = soft_top_k(said.logit / 0.1**progress, said.groups.valid, k)
+    hard = top_k(said.logit.detach(), said.groups.valid, k).to(soft.dtype)
+    weight = FAINT + (1 - FAINT) * (hard + soft - soft.detach())
+    whole = keep_all(tokens)
+    return replace(whole, size=weight[said.groups.valid]), tokens.x[whole.kept]
+
+
 def soft_top_k(score: Float[Tensor, "G M"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:
     """`sigmoid(score + t)` with the threshold t of every group such that the sum is k; differentiated through t.
 
@@ -83,4 +101,4 @@ def soft_top_k(score: Float[Tensor, "G M"], valid: Bool[Tensor, "G M"], k: Int[T
     return torch.sigmoid(masked + threshold - shift)
 
 
-GATES: dict[str, Gate] = {"assignment": assignment, "noise": noise}
+GATES: dict[str, Gate] = {"assignment": assignment, "mask": mask, "noise": noise}

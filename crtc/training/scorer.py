@@ -67,7 +67,7 @@ class ScorerTraining(lightning.LightningModule):
         data: a file of JSON lines to train on; glyph scenes without.
         calibration: a file of JSON lines that decides when to stop; glyph scenes of the calibration split without.
         design: fields of the scorer's `Design`.
-        gate: `"assignment"` or `"noise"`.
+        gate: `"assignment"`, `"mask"` (needs `mass`) or `"noise"`.
         counts: drawn from, small ones more often.
         blind_share: share of batches that train without the question.
         steps: optimiser steps.
@@ -104,6 +104,8 @@ class ScorerTraining(lightning.LightningModule):
         super().__init__()
         if gate not in GATES:
             raise ValueError(f"gate is {gate!r}, expected one of {sorted(GATES)}")
+        if gate == "mask" and not mass:
+            raise ValueError("gate is 'mask' and mass is False, expected mass, through which the mask acts")
         if not counts or min(counts) < 1:
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
         if steps < 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crtc.methods.reinforced import Importance, Reinforced
 from crtc.tokens import Plan, Tokens, apply
-from crtc.training.gates import GATES, assignment, noise, soft_top_k
+from crtc.training.gates import FAINT, GATES, assignment, mask, noise, soft_top_k
 from tests.making import make_tokens
 
 GRIDS = [[(4, 5)], [(3, 3), (2, 4)]]
@@ -58,9 +58,10 @@ def test_exact_copies_own_themselves(scorer: Reinforced) -> None:
 
 @pytest.mark.parametrize("name", sorted(GATES))
 def test_dropped_tokens_get_gradient(name: str, scorer: Reinforced, tokens: Tokens) -> None:
-    said, _, rows = run(GATES[name], scorer, tokens)
-    direction = torch.randn(rows.shape, generator=torch.Generator().manual_seed(1))
-    (rows * direction).sum().backward()
+    said, plan, rows = run(GATES[name], scorer, tokens)
+    random = torch.Generator().manual_seed(1)
+    read = (rows * torch.randn(rows.shape, generator=random)).sum()  # the language model reads content and mass
+    (read + (plan.size * torch.randn(plan.size.shape, generator=random)).sum()).backward()
     assert said.logit.grad is not None
     chosen = said.choose(K, "clusters", said.distance)
     dropped = said.groups.valid & ~chosen
@@ -86,6 +87,14 @@ def test_gradient_reaches_the_weights(scorer: Reinforced, tokens: Tokens) -> Non
     for name in ("metric.weight", "log_temperature", "head.1.weight", "gain"):
         gradient = scorer.get_parameter(name).grad
         assert gradient is not None and float(gradient.norm()) > 0, name
+
+
+def test_mask_weighs_the_top_k_and_nothing_else(scorer: Reinforced, tokens: Tokens) -> None:
+    said, plan, rows = run(mask, scorer, tokens)
+    heavy = plan.size > 0.5
+    assert torch.bincount(tokens.group[plan.kept][heavy], minlength=3).equal(K)
+    torch.testing.assert_close(plan.size[~heavy], torch.full_like(plan.size[~heavy], FAINT))
+    assert torch.equal(rows, tokens.x[tokens.candidates])
 
 
 def test_noise_keeps_every_token(scorer: Reinforced, tokens: Tokens) -> None:
