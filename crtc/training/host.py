@@ -38,7 +38,10 @@ GRID = 24
 IGNORE = -100
 HEADS = {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7, "row": GRID, "column": GRID}
 """Classes of every dense label."""
-TURNS = (*FAMILIES, *LESSONS, "number", "count", "exist", "relation", "compare", "twohop", "twohop")
+TURNS = (
+    *(*FAMILIES, *LESSONS, "place", "place", "size"),
+    *("number", "count", "relation", "compare", "twohop", "twohop"),
+)
 """Families as training asks them: those that take longer to learn come more often."""
 STAGES = ("patches", "windows", "whole-patches", "full")
 
@@ -240,12 +243,7 @@ class HostTraining(lightning.LightningModule):
         torch.manual_seed(seed)
         self.host = make_host()
         width = self.host.lm_head.in_features
-        self.heads = nn.ModuleDict(
-            {
-                name: nn.Linear(width, size)
-                for name, size in HEADS.items()
-            }
-        )
+        self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in HEADS.items()})
         self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
         if start_from is not None:

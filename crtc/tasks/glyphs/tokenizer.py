@@ -11,6 +11,7 @@ _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 _WORDS = (
     *("user", "assistant", "what", "color", "is", "the", "shape", "how", "many", "things", "there", "a", "an", "left"),
     *("right", "of", "above", "below", "bigger", "than", "list", "yes", "no", "image", "in", "and", "are", "which"),
+    *("where", "big"),
 )
 
 
