@@ -9,6 +9,7 @@ attention means something.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
@@ -219,7 +220,7 @@ class HostTraining(lightning.LightningModule):
         questions: questions per scene.
         learning_rate: of Muon (hidden matrices) and AdamW (all other parameters).
         dense_weight: weight of the per-patch losses.
-        start_from: a checkpoint whose weights this stage begins with.
+        start_from: weights of an earlier stage to begin with, or the folder of a host, whose heads begin anew.
         seed: of scenes, questions and initial weights.
     """
 
@@ -246,7 +247,10 @@ class HostTraining(lightning.LightningModule):
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in HEADS.items()})
         self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
-        if start_from is not None:
+        if start_from is not None and Path(start_from).is_dir():
+            begun = LlavaForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32)
+            self.host.load_state_dict(begun.state_dict())
+        elif start_from is not None:
             self.load_state_dict(torch.load(start_from, weights_only=True, map_location="cpu")["state_dict"])
         self.host.model.vision_tower.requires_grad_(not freeze_tower)
 
