@@ -8,7 +8,7 @@ import pytest
 
 from crtc.tasks.glyphs.photographs import DIGIT_RANGE, PHOTOGRAPHS, SPLITS, digits, photographs
 from crtc.tasks.glyphs.questions import FAMILIES, ask
-from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, make_scene, shape_mask
+from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, make_scene, plural, shape_mask
 from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 from crtc.tasks.picture import Glyphs
 
@@ -117,8 +117,9 @@ def solve(scene, text):
     if found := re.fullmatch(r"what is the (\w+) number\?", text):
         thing = only(things_of(scene, f"{found[1]} number"))
         return thing.value, [thing]
-    if found := re.fullmatch(r"how many (\w+) things\?|how many (cross)es\?|how many (\w+)s\?", text):
-        things = things_of(scene, found[1] or found[2] or found[3])
+    if found := re.fullmatch(r"how many (\w+) things\?|how many (\w+)\?", text):
+        kinds = {plural(kind): kind for kind in (*SHAPES, NUMBER)}
+        things = things_of(scene, found[1] or kinds[found[2]])
         return str(len(things)), things
     if found := re.fullmatch(r"is there a (\w+ \w+)\?", text):
         things = things_of(scene, found[1])

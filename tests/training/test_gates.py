@@ -90,7 +90,7 @@ def test_gradient_reaches_the_weights(scorer: Reinforced, tokens: Tokens) -> Non
 
 
 def test_mask_weighs_the_top_k_and_nothing_else(scorer: Reinforced, tokens: Tokens) -> None:
-    said, plan, rows = run(mask, scorer, tokens)
+    _said, plan, rows = run(mask, scorer, tokens)
     heavy = plan.size > 0.5
     assert torch.bincount(tokens.group[plan.kept][heavy], minlength=3).equal(K)
     torch.testing.assert_close(plan.size[~heavy], torch.full_like(plan.size[~heavy], FAINT))

@@ -156,7 +156,7 @@ def test_the_same_step_draws_the_same_pictures() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gate": "lottery"}, "'lottery'.*'assignment', 'noise'"),
+        ({"gate": "lottery"}, "'lottery'.*'assignment', 'mask', 'noise'"),
         ({"counts": [8, 0]}, r"counts is \(8, 0\)"),
         ({"counts": []}, r"counts is \(\)"),
         ({"design": {"depth": 3}}, "depth"),
