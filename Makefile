@@ -26,7 +26,7 @@ lint: $(STAMP) ## Check style, types and floors
 	cd $(ROOT) && $(BIN)/mypy
 	cd $(ROOT) && $(BIN)/lint-imports
 
-host: $(STAMP) ## Train the embedded host anew (about 90 minutes on two cores); it goes on where it stopped
+host: $(STAMP) ## Train the embedded host anew (hours on two cores); it goes on where it stopped
 	cd $(ROOT) && for stage in configs/host-*.yaml; do \
 		env -u OMP_NUM_THREADS $(BIN)/crtc host --config $$stage || exit 1; done
 
