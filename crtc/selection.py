@@ -19,33 +19,6 @@ def top_k(score: Float[Tensor, "G M"], valid: Bool[Tensor, "G M"], k: Int[Tensor
     return torch.zeros_like(valid).scatter(1, order, rank < k[:, None])
 
 
-def max_min(
-    distance: Float[Tensor, "G M M"],
-    first: Int[Tensor, " G"],
-    valid: Bool[Tensor, "G M"],
-    k: Int[Tensor, " G"],
-    weight: Float[Tensor, "G M"] | None = None,
-) -> Bool[Tensor, "G M"]:
-    """Greedy max-min (farthest point) choice: next is the token with the largest `weight * distance` to the chosen.
-
-    Args:
-        distance: symmetric, non-negative.
-        first: where every group starts.
-        weight: importance in (0, inf); plain farthest point without.
-    """
-    rows = torch.arange(len(distance), device=distance.device)
-    chosen = torch.zeros_like(valid)
-    nearest = torch.full(valid.shape, torch.inf, dtype=distance.dtype, device=distance.device)
-    current = first
-    for step in range(int(k.max())):
-        active = step < k
-        chosen[rows, current] |= active
-        nearest = torch.minimum(nearest, distance[rows, current])
-        gain = nearest if weight is None else nearest * weight
-        current = gain.masked_fill(chosen | ~valid, -torch.inf).argmax(1)
-    return chosen
-
-
 def raster(grid: Int[Tensor, "G M 3"], valid: Bool[Tensor, "G M"]) -> Int[Tensor, "G M"]:
     """Rank of every cell of a group by time, row and column; padding comes last."""
     extent = grid.amax(dim=(0, 1)) + 1

@@ -103,3 +103,35 @@ def shuffle(tokens: Tokens, seed: int) -> tuple[Tokens, Tensor]:
         tokens.grid[old],
         tokens.signals.select(old),
     ), old
+
+
+def make_golden(seed: int, *, rows: int = 12, columns: int = 12, channels: int = 160, num_text: int = 5) -> Tokens:
+    """One image with a question and all signals, the input on which the code of a method's authors was run.
+
+    Drawn by a seeded generator on the CPU, so that it is the same everywhere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    num = rows * columns
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    lift = draw(channels)  # real tokens share a direction, their cosines are mostly positive
+    image, text = draw(num, channels) + 0.7 * lift, draw(num_text, channels) + 0.3 * lift
+    features, keys = draw(num, channels) + 0.7 * draw(channels), draw(num, channels) + 0.7 * draw(channels)
+    attention, received = draw(num).mul(1.5).softmax(0), draw(num).mul(1.5).softmax(0)
+    empty = torch.zeros(num_text)
+    cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
+    return Tokens(
+        torch.cat([image, text]),
+        torch.tensor([IMAGE] * num + [TEXT] * num_text),
+        torch.zeros(num + num_text, dtype=torch.long),
+        torch.tensor([0] * num + [CONTEXT] * num_text),
+        torch.cat([cells, torch.full((num_text, 3), -1)]),
+        Signals(
+            cls_attention=torch.cat([attention, empty]),
+            received_attention=torch.cat([received, empty]),
+            keys=torch.cat([keys, torch.zeros(num_text, channels)]),
+            features=torch.cat([features, torch.zeros(num_text, channels)]),
+        ),
+    )

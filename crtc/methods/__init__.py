@@ -1,18 +1,32 @@
 """The catalogue: one file per method, one export line here; everything else finds them by themselves."""
 
+from crtc.methods.agglomerative import Agglomerative as Agglomerative
+from crtc.methods.apet import ApET as ApET
 from crtc.methods.catalogue import catalogue as catalogue
 from crtc.methods.catalogue import get_method as get_method
+from crtc.methods.cdpruner import CDPruner as CDPruner
+from crtc.methods.centrality import DegreeCentrality as DegreeCentrality
+from crtc.methods.centrality import EigenvectorCentrality as EigenvectorCentrality
 from crtc.methods.cls_attention import ClsAttention as ClsAttention
 from crtc.methods.cross_modal_similarity import CrossModalSimilarity as CrossModalSimilarity
 from crtc.methods.divprune import DivPrune as DivPrune
+from crtc.methods.dpcknn import DpcKnn as DpcKnn
 from crtc.methods.gprune import GPrune as GPrune
+from crtc.methods.kcenter import KCenter as KCenter
 from crtc.methods.kmeans import KMeans as KMeans
+from crtc.methods.maximal_marginal_relevance import MaximalMarginalRelevance as MaximalMarginalRelevance
 from crtc.methods.method import Method as Method
 from crtc.methods.method import ScoreMethod as ScoreMethod
+from crtc.methods.mmtok import MMTok as MMTok
+from crtc.methods.norm import Norm as Norm
 from crtc.methods.personalized_page_rank import PersonalizedPageRank as PersonalizedPageRank
 from crtc.methods.pool import Pool as Pool
 from crtc.methods.random import Random as Random
+from crtc.methods.received_attention import ReceivedAttention as ReceivedAttention
 from crtc.methods.reinforced import Reinforced as Reinforced
+from crtc.methods.scope import Scope as Scope
+from crtc.methods.todre import ToDRE as ToDRE
 from crtc.methods.tome import ToMe as ToMe
 from crtc.methods.uniform_grid import UniformGrid as UniformGrid
 from crtc.methods.visionzip import VisionZip as VisionZip
+from crtc.methods.vispruner import VisPruner as VisPruner

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from crtc.greedy import max_min
 from crtc.merging import give_mass
 from crtc.methods.method import Method
-from crtc.selection import max_min
 from crtc.similarity import cosine
 from crtc.tokens import Groups, Plan, Tokens
 

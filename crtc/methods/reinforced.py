@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from crtc import merging
 from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
+from crtc.greedy import farthest_points
 from crtc.methods.method import Method
 from crtc.reinforcement.inhibition import inhibit, redundancy
 from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
-from crtc.selection import max_min, top_k
+from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
 
 SHIPPED = Path(__file__).parent / "reinforced_glyphs"
@@ -86,21 +87,43 @@ class Importance:
     place: Float[Tensor, "G M Z"]
     temperature: Float[Tensor, ""]
 
-    @property
-    def distance(self) -> Float[Tensor, "G M M"]:
-        """Squared distances in the learned metric."""
-        square = self.place.square().sum(-1)
-        product = self.place @ self.place.transpose(1, 2)
-        return (square[:, :, None] + square[:, None] - 2 * product).clamp(min=0)
-
-    def choose(self, k: Int[Tensor, " G"], selector: str, distance: Float[Tensor, "G M M"]) -> Bool[Tensor, "G M"]:
+    def choose(self, k: Int[Tensor, " G"], selector: str) -> Bool[Tensor, "G M"]:
         """The anchors: farthest points where distance counts as much as importance, or the most important."""
         logit = self.logit.detach().masked_fill(~self.groups.valid, -torch.inf)
         if selector == "top_k":
             return top_k(logit, self.groups.valid, k)
         weight = (logit - logit.amax(1, keepdim=True)).exp()
-        # a floor keeps exact copies in the order of their importance once all else is covered
-        return max_min(distance.detach() + 1e-9, logit.argmax(1), self.groups.valid, k, weight)
+        return farthest_points(self.place.detach(), logit.argmax(1), self.groups.valid, k, weight)
+
+    def clusters(self, k: Int[Tensor, " G"], selector: str) -> "Clusters":
+        """Every token with its nearest anchor."""
+        chosen = self.choose(k, selector)
+        anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(k.max())]
+        real = chosen.gather(1, anchors)
+        centre = self.place.gather(1, anchors[..., None].expand(-1, -1, self.place.shape[-1]))
+        square = self.place.square().sum(-1)[:, :, None] + centre.square().sum(-1)[:, None]
+        distance = torch.baddbmm(square, self.place, centre.transpose(1, 2), alpha=-2).clamp(min=0)
+        nearest = distance.detach().masked_fill(~real[:, None], torch.inf).argmin(-1)
+        own = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
+        nearest.scatter_(1, anchors, torch.where(real, own, nearest.gather(1, anchors)))  # also among exact copies
+        return Clusters(anchors, real, distance, nearest)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Anchors and what belongs to them.
+
+    Args:
+        anchors: the chosen tokens in their order, the last ones filled up where a group has fewer.
+        real: which of these are chosen.
+        distance: squared, in the learned metric, from every token to every anchor.
+        nearest: the anchor of every token, by its place among the anchors.
+    """
+
+    anchors: Int[Tensor, "G K"]
+    real: Bool[Tensor, "G K"]
+    distance: Float[Tensor, "G M K"]
+    nearest: Int[Tensor, "G M"]
 
 
 class Reinforced(Method):
@@ -213,17 +236,17 @@ class Reinforced(Method):
         said = self.importance(tokens)
         return self.plan_from(said, tokens, k)
 
-    def plan_from(self, said: Importance, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
-        """The plan that an importance leads to."""
-        distance = said.distance
-        chosen = said.choose(k, self.design.selector, distance)
-        places = torch.arange(chosen.shape[1], device=chosen.device)
-        owner = distance.masked_fill(~chosen[:, None], torch.inf).argmin(-1)
-        owner = torch.where(chosen, places, owner)
+    def plan_from(
+        self, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], clusters: Clusters | None = None
+    ) -> Plan:
+        """The plan that an importance leads to; `clusters` saves finding them again."""
+        found = said.clusters(k, self.design.selector) if clusters is None else clusters
+        owner = found.anchors.gather(1, found.nearest)
         if self.design.merge:
-            weight = merging.mean(owner, said.groups.valid, said.logit.exp())
+            weight = merging.mean(owner, said.groups.valid, said.logit.detach().exp())
         else:
-            weight = chosen.to(torch.float32)
+            places = torch.arange(owner.shape[1], device=owner.device)
+            weight = (owner == places).to(torch.float32)
         return merging.make_plan(tokens, said.groups, owner, weight)
 
     def score(self, tokens: Tokens) -> Float[Tensor, " N"]:

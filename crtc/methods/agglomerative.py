@@ -1,0 +1,85 @@
+"""Agglomerative clustering: the two most similar clusters become one until k are left."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from crtc.merging import make_plan, mean
+from crtc.methods.method import Method
+from crtc.similarity import cosine
+from crtc.tokens import DROPPED, Groups, Plan, Tokens
+
+Linkage = Literal["average", "single", "complete"]
+
+
+class Agglomerative(Method):
+    """Merges the nearest pair of clusters, in cosine distance, until k are left, and keeps the mean of each.
+
+    The same partition as `sklearn.cluster.AgglomerativeClustering`; PACT compares with it as a clustering of tokens. A
+    mean stands at the place of its cluster's member that is nearest to it in direction.
+
+    Args:
+        linkage: distance of two clusters: "average" over their pairs, "single" for the smallest, "complete" for the
+            largest.
+    """
+
+    source = "agglomerative clustering, as a baseline in PACT, arXiv 2504.08966"
+    family = "clustering"
+    uses_order = True  # of the two members of a pair the earlier one stands for both
+
+    def __init__(self, linkage: Linkage = "average"):
+        super().__init__()
+        if linkage not in get_args(Linkage):
+            raise ValueError(f"linkage is {linkage!r}, expected one of {', '.join(get_args(Linkage))}")
+        self.linkage: Linkage = linkage
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Keep one token for each of `k[g]` clusters of every group."""
+        groups = Groups.of(tokens)
+        likeness = cosine(groups.gather(tokens.x))
+        label = agglomerate(1 - likeness, groups.valid, k, self.linkage)
+        # how well a member stands for all: the sum of its likeness to them points as the mean of directions does
+        member = (label[:, :, None] == label[:, None]) & groups.valid[:, None] & groups.valid[..., None]
+        central = (likeness * member).sum(-1)
+        best = central.new_full(central.shape, -torch.inf).scatter_reduce(
+            1, label, central.masked_fill(~groups.valid, -torch.inf), "amax"
+        )
+        near = groups.valid & (central >= best.gather(1, label) - 1e-5)
+        places = torch.arange(label.shape[1], device=label.device).expand_as(label)
+        first = torch.full_like(label, label.shape[1]).scatter_reduce(
+            1, label, places.masked_fill(~near, label.shape[1]), "amin"
+        )
+        owner = first.gather(1, label).masked_fill(~groups.valid, DROPPED)
+        return make_plan(tokens, groups, owner, mean(owner, groups.valid))
+
+
+def agglomerate(
+    distance: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"], linkage: Linkage
+) -> Int[Tensor, "G M"]:
+    """Cluster of every token, named by its first member; one merge a step in every group that has too many, O(M^2)."""
+    num = distance.shape[1]
+    rows, places = torch.arange(len(distance), device=distance.device), torch.arange(num, device=distance.device)
+    pairs = valid[:, None] & valid[..., None] & (places < places[:, None])  # each pair once, the later token first
+    distance = torch.minimum(distance, distance.transpose(1, 2))  # rounding must not decide between the two
+    label, size, left = places.expand_as(valid).clone(), valid.to(distance.dtype), valid.sum(1)
+    while bool((left > k).any()):
+        active = left > k
+        pair = distance.masked_fill(~pairs, torch.inf).flatten(1).argmin(1)
+        gone, stays = pair // num, pair % num
+        mine, other = distance[rows, stays], distance[rows, gone]
+        if linkage == "average":
+            weight = (size[rows, stays] / (size[rows, stays] + size[rows, gone]))[:, None]
+            joined = weight * mine + (1 - weight) * other
+        else:
+            joined = torch.minimum(mine, other) if linkage == "single" else torch.maximum(mine, other)
+        joined = torch.where(active[:, None], joined, mine)
+        distance[rows, stays] = joined
+        distance[rows, :, stays] = joined
+        size[rows, stays] += size[rows, gone] * active
+        gone_now = (places == gone[:, None]) & active[:, None]
+        pairs &= ~(gone_now[:, None] | gone_now[..., None])
+        label = torch.where(active[:, None] & (label == gone[:, None]), stays[:, None], label)
+        left = left - active.long()
+    return label

@@ -1,0 +1,51 @@
+"""DPC-kNN: density peaks among the nearest neighbours, and one token per peak (2204.08680)."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from crtc.merging import make_plan, mean
+from crtc.methods.method import Method
+from crtc.selection import top_k
+from crtc.tokens import DROPPED, Groups, Plan, Tokens
+
+
+class DpcKnn(Method):
+    """Clusters around density peaks: tokens that are dense and far from any denser one.
+
+    rho_i = exp(-mean of d_ij^2 over the nearest tokens, itself among them), delta_i the distance to the nearest token
+    of higher rho (the largest distance of the image, for the densest), centres the k largest rho_i * delta_i, each
+    token joins the nearest centre, distances divided by sqrt(channels). A cluster's token is the mean, at the place of
+    its centre. Deviation: equal densities are told apart by order, where the code adds noise of 1e-6.
+
+    Args:
+        neighbors: nearest tokens for the density: 5 in TCFormer; None takes k, as SparseVLM does.
+    """
+
+    source = "DPC-kNN, as in TCFormer, arXiv 2204.08680, and SparseVLM, arXiv 2410.04417"
+    family = "clustering"
+
+    def __init__(self, *, neighbors: int | None = 5):
+        super().__init__()
+        if neighbors is not None and neighbors < 1:
+            raise ValueError(f"neighbors is {neighbors!r}, expected at least 1")
+        self.neighbors = neighbors
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Keep one token for each of `k[g]` density peaks of every group."""
+        groups = Groups.of(tokens)
+        x = groups.gather(tokens.x).float()
+        distance = (torch.cdist(x, x) * x.shape[-1] ** -0.5).masked_fill(~groups.valid[:, None], torch.inf)
+        wanted = k if self.neighbors is None else torch.full_like(k, self.neighbors)
+        near = distance.topk(min(int(wanted.max()), distance.shape[-1]), largest=False).values
+        real = near.isfinite() & (torch.arange(near.shape[-1], device=near.device) < wanted[:, None, None])
+        rho = (-(near.masked_fill(~real, 0).square().sum(-1) / real.sum(-1))).exp()
+        place = torch.arange(rho.shape[1], device=rho.device)
+        denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
+        to_denser = distance.masked_fill(~denser, torch.inf).amin(-1)
+        farthest = distance.masked_fill(~groups.valid[:, None] | ~groups.valid[..., None], -torch.inf).amax((1, 2))
+        delta = torch.where(to_denser.isfinite(), to_denser, farthest[:, None])
+        centre = top_k(rho * delta, groups.valid, k)
+        owner = distance.masked_fill(~centre[:, None], torch.inf).argmin(-1)
+        owner = torch.where(centre, place, owner).masked_fill(~groups.valid, DROPPED)
+        return make_plan(tokens, groups, owner, mean(owner, groups.valid))

@@ -1,0 +1,55 @@
+"""MMTok: maximal coverage of both the question and the image (2026)."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from crtc.greedy import coverage
+from crtc.merging import give_mass
+from crtc.methods.method import Method
+from crtc.relevance import words_of
+from crtc.similarity import cosine
+from crtc.tokens import Groups, Plan, Tokens
+
+
+class MMTok(Method):
+    """Greedy maximum of sum_t max_s M(t, s) + weight * sum_v max_s M(v, s) over the kept tokens s.
+
+    M(t, s) is the softmax over s of cos(t, x_s) / text_temperature for the words t of the question, M(v, s) that of
+    cos(f_v, f_s) / temperature with the features f before the projector. Both sums are monotone and submodular, so the
+    greedy choice reaches 1 - 1/e of the best. Dropped tokens give their mass to the kept token most like them.
+
+    Args:
+        weight: of covering the image.
+        text_temperature: of the softmax for words.
+        temperature: of the softmax for visual tokens.
+    """
+
+    source = "MMTok, maximum coverage"
+    family = "diversity"
+    needs = frozenset({"text", "features"})
+    question_aware = True
+
+    def __init__(self, *, weight: float = 0.5, text_temperature: float = 0.02, temperature: float = 0.2):
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight is {weight!r}, expected 0 or more")
+        if min(text_temperature, temperature) <= 0:
+            raise ValueError(f"temperatures are {text_temperature!r} and {temperature!r}, expected more than 0")
+        self.weight = weight
+        self.text_temperature = text_temperature
+        self.temperature = temperature
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Keep the `k[g]` tokens of every group that cover question and image."""
+        groups = Groups.of(tokens)
+        features = tokens.signals.features
+        assert features is not None
+        seen = F.normalize(groups.gather(tokens.x).float(), dim=-1)
+        words, spoken = words_of(tokens, groups)
+        others = ~groups.valid[:, None]
+        asked = (words @ seen.transpose(1, 2) / self.text_temperature).masked_fill(others, -torch.inf).softmax(-1)
+        looks = (cosine(groups.gather(features)) / self.temperature).masked_fill(others, -torch.inf).softmax(-1)
+        benefit = torch.cat([asked * spoken[..., None], self.weight * looks * groups.valid[..., None]], 1)
+        return give_mass(tokens, groups, coverage(benefit, groups.valid, k))

@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import AgglomerativeClustering
+from torch.nn import functional as F
+
+from crtc.methods import Agglomerative
+from crtc.methods.agglomerative import Linkage
+from crtc.tokens import apply
+from tests.making import make_golden
+
+
+@pytest.mark.parametrize("linkage", ["average", "single", "complete"])
+@pytest.mark.parametrize("count", [3, 20, 100])
+def test_equals_scikit_learn(linkage: Linkage, count: int) -> None:
+    tokens = make_golden(6)
+    x = tokens.x[tokens.candidates]
+    expected = AgglomerativeClustering(count, metric="cosine", linkage=linkage).fit_predict(x.double().numpy())
+    plan = Agglomerative(linkage)(tokens, torch.tensor([count]))
+    slot = plan.slot[tokens.candidates].numpy()
+    together = slot[:, None] == slot
+    np.testing.assert_array_equal(together, expected[:, None] == expected)
+    rows = apply(plan, tokens.x)
+    for place in plan.size.topk(1).indices.tolist():
+        torch.testing.assert_close(rows[place], x[slot == place].mean(0))
+        inside = F.normalize(x[slot == place], dim=-1)
+        nearest = (inside @ inside.sum(0)).argmax()
+        assert int(plan.kept[place]) == int((slot == place).nonzero()[0][nearest])
+
+
+def test_refuses_unknown_linkage() -> None:
+    with pytest.raises(ValueError, match="ward"):
+        Agglomerative("ward")  # type: ignore[arg-type]
