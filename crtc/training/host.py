@@ -1,62 +1,49 @@
 """Train the embedded host: a stock LLaVA that answers questions about glyph scenes.
 
-Cheap on two CPU cores by three means. Many questions share one image in one sequence (block mask). The first stage sees
+Cheap on two CPU cores by four means. Many questions share one image in one sequence (block mask). The first stages see
 small scenes, windows of the final position grid, at a fifth of the cost. Dense per-patch labels supervise the projected
 visual tokens beside the answers, and the [CLS] state learns which colour-kind pairs the scene holds, so that [CLS]
-attention means something.
+attention means something. And states inside the language model learn which thing a word names, how two things lie, and
+where the answer is: the steps of looking up, which answers alone teach very slowly.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import numpy as np
 import torch
-from jaxtyping import Float, Int
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from torch.utils.data import DataLoader
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from crtc.tasks.glyphs.photographs import Split
-from crtc.tasks.glyphs.questions import FAMILIES, LESSONS, ask
-from crtc.tasks.glyphs.scene import COLORS, NUMBER, PATCH, SHAPES, Scene, make_scene
-from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
+from crtc.tasks.glyphs.questions import FAMILIES
+from crtc.tasks.glyphs.scene import COLORS, PATCH, SHAPES
+from crtc.tasks.glyphs.tokenizer import PROMPT
+from crtc.training.packing import GRID, IGNORE, PackedScenes, Scenes, glyph_tokenizer
 
-GRID = 24
-IGNORE = -100
 HEADS = {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7, "row": GRID, "column": GRID}
 """Classes of every dense label."""
-TURNS = (
-    *(*FAMILIES, *LESSONS, "place", "place", "size"),
-    *("number", "count", "relation", "compare", "twohop", "twohop"),
-)
-"""Families as training asks them: those that take longer to learn come more often."""
+DENSE = {"kind": 1.0, "color": 1.0, "place": 1.0, "middle": 1.0, "size": 1.0, "row": 0.1, "column": 0.1}
+"""Weight of every dense loss. Positions come easily and would own most of the tokens' variance if they weighed more."""
+DIGITS = 3.0
+"""Weight of digit patches in the loss of `kind`: ten classes of few pixels, the last thing that the tower learns."""
+LOOK = {"row": GRID + 1, "column": GRID + 1, "size": HEADS["size"]}
+POINTERS = {"mention": (2, LOOK), "order": (3, {"x": 2, "y": 2, "size": 2}), "target": (4, LOOK)}
+"""What the language model must know of a question after which layer, and the classes: first which thing a word names,
+then which of two lies further right, lies further down and is bigger, then which thing tells the answer. Learned from
+the answers alone, looking up and comparing took many thousands of steps more.
+"""
 STAGES = ("patches", "windows", "whole-patches", "full")
-
-
-@cache
-def _tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
 
 
 def make_host(
     *, hidden: int = 192, vision_layers: int = 5, text_layers: int = 5, head: int = 32
 ) -> LlavaForConditionalGeneration:
     """An untrained stock LLaVA: CLIP tower with [CLS] on 576 patches, Llama decoder, glyph vocabulary."""
-    tokenizer = _tokenizer()
+    tokenizer = glyph_tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=hidden,
         intermediate_size=4 * hidden,
@@ -114,112 +101,19 @@ def _start_local(tower: CLIPVisionModel) -> None:
             attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 
-@dataclass(frozen=True)
-class PackedScenes:
-    """A batch of scenes, each with several questions behind one another in a single text."""
-
-    pixels: Float[Tensor, "B 3 H W"]
-    patch: Int[Tensor, "B V"]  # index of every patch in the 24 x 24 grid
-    labels: dict[str, Int[Tensor, "B V"]]
-    presence: Float[Tensor, "B P"]  # which colour-kind pairs the scene holds
-    ids: Int[Tensor, "B L"]  # questions and answers
-    segment: Int[Tensor, "B L"]  # question that a token belongs to, -1 padding
-    position: Int[Tensor, "B L"]  # place in its question
-    targets: Int[Tensor, "B L"]  # next token where it is an answer token, else -100
-    families: Int[Tensor, "B Q"]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def to(self, *args: Any, **kwargs: Any) -> "PackedScenes":
-        """The same batch on another device, as `Tensor.to`."""
-        moved = {f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(self) if f.name != "labels"}
-        return PackedScenes(**moved, labels={name: label.to(*args, **kwargs) for name, label in self.labels.items()})
-
-
-def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> PackedScenes:
-    """Ask `questions` questions about each scene and pack them."""
-    tokenizer = _tokenizer()
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    side = scenes[0].image.shape[0] // PATCH
-    pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    corner = torch.from_numpy(random.integers(0, GRID - side + 1, (len(scenes), 2)))
-    steps = torch.arange(side)
-    patch = (((corner[:, :1] + steps) * GRID)[:, :, None] + (corner[:, 1:] + steps)[:, None, :]).flatten(1)
-    labels = {
-        name: torch.from_numpy(np.stack([getattr(scene.labels, name) for scene in scenes])).flatten(1)
-        for name in ("kind", "color", "place", "middle", "size")
-    }
-    labels |= {"row": patch // GRID, "column": patch % GRID}  # where it is must survive the tower, for relations
-    kinds = (*SHAPES, NUMBER)
-    presence = torch.zeros(len(scenes), len(COLORS) * len(kinds))
-    rows: list[dict[str, list[int]]] = []
-    families = torch.zeros(len(scenes), questions, dtype=torch.long)
-    for index, scene in enumerate(scenes):
-        for thing in scene.things:
-            presence[index, list(COLORS).index(thing.color) * len(kinds) + kinds.index(thing.kind)] = 1
-        row: dict[str, list[int]] = {"ids": [], "segment": [], "position": [], "targets": []}
-        for number, question in enumerate(
-            ask(scene, random, questions, start=int(random.integers(len(TURNS))), families=TURNS)
-        ):
-            families[index, number] = [*FAMILIES, *LESSONS].index(question.family)
-            prompt = tokenizer(PROMPT.format(question=question.text)).input_ids
-            prompt = prompt[prompt.index(image_id) + 1 :]
-            answer = [*tokenizer(question.answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-            row["ids"] += prompt + answer[:-1]
-            row["targets"] += [IGNORE] * (len(prompt) - 1) + answer
-            row["segment"] += [number] * (len(prompt) + len(answer) - 1)
-            row["position"] += range(len(prompt) + len(answer) - 1)
-        rows.append(row)
-    fill = {"ids": tokenizer.pad_token_id, "segment": -1, "position": 0, "targets": IGNORE}
-    text = {
-        name: nn.utils.rnn.pad_sequence(
-            [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value
-        )
-        for name, value in fill.items()
-    }
-    return PackedScenes(
-        pixels, patch, labels, presence, text["ids"], text["segment"], text["position"], text["targets"], families
-    )
-
-
-class _Scenes(IterableDataset[PackedScenes]):
-    """Batches `start`, `start + 1`, ... of a stage; the same index always gives the same batch."""
-
-    def __init__(
-        self,
-        split: Split,
-        seed: int,
-        start: int,
-        stop: int,
-        batch_size: int,
-        cells: int,
-        things: tuple[int, int],
-        questions: int,
-    ):
-        self.split, self.seed, self.start, self.stop = split, seed, start, stop
-        self.batch_size, self.cells, self.things, self.questions = batch_size, cells, things, questions
-
-    def __iter__(self) -> Iterator[PackedScenes]:
-        for step in range(self.start, self.stop):
-            numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-            scenes = [
-                make_scene(self.split, self.seed, number, cells=self.cells, things=self.things) for number in numbers
-            ]
-            yield pack(scenes, self.questions, np.random.default_rng([self.seed, step, self.cells]))
-
-
 class HostTraining(lightning.LightningModule):
     """Answers by next-token prediction, patches by dense labels, [CLS] by what the scene holds.
 
     Args:
         stage: `"patches"` trains the tower alone on 96 x 96 scenes placed anywhere in the position grid, `"windows"`
-            the whole model on the same, `"full"` on 192 x 192.
+            the whole model on the same; `"whole-patches"` and `"full"` do so on 192 x 192.
+        freeze_tower: whether the vision tower stays as it is.
         steps: optimiser steps of this stage; the learning rate falls linearly to zero at its end.
         batch_size: scenes per step.
         questions: questions per scene.
         learning_rate: of Muon (hidden matrices) and AdamW (all other parameters).
         dense_weight: weight of the per-patch losses.
+        pointer_weight: weight of the losses that tell the language model which thing to look at.
         start_from: weights of an earlier stage to begin with, or the folder of a host, whose heads begin anew.
         seed: of scenes, questions and initial weights.
     """
@@ -233,10 +127,12 @@ class HostTraining(lightning.LightningModule):
         questions: int = 12,
         learning_rate: float = 2e-3,
         dense_weight: float = 1.0,
+        pointer_weight: float = 0.2,
         start_from: str | None = None,
         seed: int = 0,
     ):
         super().__init__()
+        self.kinds: Tensor
         if stage not in STAGES:
             raise ValueError(f"stage is {stage!r}, expected one of {STAGES}")
         self.save_hyperparameters()
@@ -245,7 +141,15 @@ class HostTraining(lightning.LightningModule):
         self.host = make_host()
         width = self.host.lm_head.in_features
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in HEADS.items()})
+        self.pointers = nn.ModuleDict(
+            {
+                f"{name}_{what}": nn.Linear(width, size)
+                for name, (_, wanted) in POINTERS.items()
+                for what, size in wanted.items()
+            }
+        )
         self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))
+        self.register_buffer("kinds", torch.tensor([1.0] * (1 + len(SHAPES)) + [DIGITS] * 10), persistent=False)
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
         if start_from is not None and Path(start_from).is_dir():
             begun = LlavaForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32)
@@ -264,48 +168,63 @@ class HostTraining(lightning.LightningModule):
         states = tower.encoder(inputs_embeds=tower.pre_layrnorm(torch.cat([summary, patches], 1))).last_hidden_state
         return model.multi_modal_projector(states[:, 1:]), tower.post_layernorm(states[:, 0])
 
-    def answer(self, batch: PackedScenes, visual: Tensor) -> Tensor:
-        """Logits at every text position."""
+    def answer(self, batch: PackedScenes, visual: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits and the states after each layer, at every text position.
+
+        The picture is read first, causally, and its keys and values are cached; so no text row costs a mask over it.
+        """
         model = self.host.model
         prefix = self._prefix.to(batch.ids.device).expand(len(batch), -1)
         embed = model.get_input_embeddings()
-        sequence = torch.cat([embed(prefix), visual, embed(batch.ids)], 1)
-        position = torch.cat(
-            [
-                torch.arange(prefix.shape[1], device=prefix.device).expand_as(prefix),
-                prefix.shape[1] + batch.patch,
-                prefix.shape[1] + GRID * GRID + batch.position,
-            ],
-            1,
+        start = torch.arange(prefix.shape[1], device=prefix.device).expand_as(prefix)
+        begun = model.language_model(
+            inputs_embeds=torch.cat([embed(prefix), visual], 1),
+            attention_mask=prefix.new_ones(len(batch), prefix.shape[1] + visual.shape[1]),
+            position_ids=torch.cat([start, prefix.shape[1] + batch.patch], 1),
+            use_cache=True,
         )
-        head = prefix.shape[1] + visual.shape[1]
-        owner = torch.cat([batch.segment.new_full((len(batch), head), -2), batch.segment], 1)
-        visible = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).tril()
-        visible = visible & ((owner[:, None, :] == -2) | (owner[:, None, :] == owner[:, :, None]))
-        mask = torch.zeros(visible.shape, dtype=sequence.dtype, device=owner.device).masked_fill(~visible, -1e4)[
-            :, None
-        ]
+        length = batch.ids.shape[1]
+        visible = torch.ones(length, length, dtype=torch.bool, device=batch.ids.device).tril()
+        visible = visible & (batch.segment[:, None, :] == batch.segment[:, :, None])
+        visible = F.pad(visible, (prefix.shape[1] + visual.shape[1], 0), value=True)
         hidden = model.language_model(
-            inputs_embeds=sequence, attention_mask=mask, position_ids=position, use_cache=False
+            inputs_embeds=embed(batch.ids),
+            attention_mask=torch.zeros_like(visible, dtype=visual.dtype).masked_fill(~visible, -1e4)[:, None],
+            position_ids=prefix.shape[1] + GRID * GRID + batch.position,
+            past_key_values=begun.past_key_values,
+            use_cache=True,
+            output_hidden_states=True,
         )
-        return cast(Tensor, self.host.lm_head(hidden.last_hidden_state[:, head:]))
+        return self.host.lm_head(hidden.last_hidden_state), tuple(hidden.hidden_states)
 
     @property
     def _prefix(self) -> Tensor:
-        tokenizer = _tokenizer()
+        tokenizer = glyph_tokenizer()
         ids = tokenizer(PROMPT).input_ids
         return torch.tensor([ids[: ids.index(tokenizer.convert_tokens_to_ids("<image>"))]])
 
     def _losses(self, batch: PackedScenes) -> tuple[dict[str, Tensor], Tensor | None]:
         visual, summary = self.see(batch)
         losses = {
-            name: F.cross_entropy(head(visual).flatten(0, 1).float(), batch.labels[name].flatten(), ignore_index=IGNORE)
+            name: F.cross_entropy(
+                head(visual).flatten(0, 1).float(),
+                batch.labels[name].flatten(),
+                weight=self.kinds if name == "kind" else None,
+                ignore_index=IGNORE,
+            )
             for name, head in self.heads.items()
         }
         losses["presence"] = F.binary_cross_entropy_with_logits(self.presence(summary).float(), batch.presence)
         if self.hparams["stage"].endswith("patches"):
             return losses, None
-        logits = self.answer(batch, visual)
+        logits, states = self.answer(batch, visual)
+        for name, (layer, wanted) in POINTERS.items():
+            for index, what in enumerate(wanted):
+                labels = getattr(batch, name)[..., index]
+                chosen = labels != IGNORE
+                known = F.rms_norm(states[layer][chosen], states[layer].shape[-1:])
+                told = self.pointers[f"{name}_{what}"](known).float()
+                losses[f"{name}_{what}"] = F.cross_entropy(told, labels[chosen], reduction="sum") / max(len(told), 1)
         losses["answer"] = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE)
         return losses, logits
 
@@ -314,8 +233,14 @@ class HostTraining(lightning.LightningModule):
         left = max(0.0, 1 - self.done / self.hparams["steps"])
         scale = min(1.0, (self.done + 1) / 50, left / 0.7)
         losses, _ = self._losses(batch)
-        dense = torch.stack([losses[name] for name in self.heads]).sum()
-        loss = losses.get("answer", 0) + losses["presence"] + self.hparams["dense_weight"] * dense
+        dense = torch.stack([weight * losses[name] for name, weight in DENSE.items()]).sum()
+        pointers = sum(losses.get(name, 0) for name in self.pointers)
+        loss = (
+            losses.get("answer", 0)
+            + self.hparams["pointer_weight"] * pointers
+            + losses["presence"]
+            + self.hparams["dense_weight"] * dense
+        )
         optimizers = cast(list[LightningOptimizer], self.optimizers())
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -341,7 +266,7 @@ class HostTraining(lightning.LightningModule):
         failed = torch.zeros(len(batch), questions + 1, dtype=torch.long, device=wrong.device)
         failed.scatter_add_(1, batch.segment % (questions + 1), wrong.long())
         right = (failed[:, :questions] == 0).float()
-        for index, name in enumerate([*FAMILIES, *LESSONS]):
+        for index, name in enumerate(FAMILIES):
             chosen = batch.families == index
             if chosen.any():
                 self.log(f"accuracy/{name}", right[chosen].mean(), batch_size=int(chosen.sum()), on_epoch=True)
@@ -366,22 +291,22 @@ class HostTraining(lightning.LightningModule):
 
     def _shape(self) -> dict[str, Any]:
         return (
-            {"cells": 3, "things": (2, 6)}
+            {"cells": 3, "things": (4, 8)}
             if self.hparams["stage"] in ("patches", "windows")
-            else {"cells": 6, "things": (10, 18)}
+            else {"cells": 6, "things": (6, 16)}
         )
 
     def train_dataloader(self) -> DataLoader[PackedScenes]:
         """Training batches from where the run stands."""
         size, questions, seed = (self.hparams[name] for name in ("batch_size", "questions", "seed"))
         return DataLoader(
-            _Scenes("train", seed, self.done, self.hparams["steps"], size, questions=questions, **self._shape()),
+            Scenes("train", seed, self.done, self.hparams["steps"], size, questions=questions, **self._shape()),
             batch_size=None,
         )
 
     def val_dataloader(self) -> DataLoader[PackedScenes]:
         """160 scenes of the calibration split with 12 questions each."""
-        return DataLoader(_Scenes("calibration", 0, 0, 5, 32, questions=12, **self._shape()), batch_size=None)
+        return DataLoader(Scenes("calibration", 0, 0, 5, 32, questions=12, **self._shape()), batch_size=None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the number of batches seen."""

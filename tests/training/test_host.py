@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from crtc.hosts.llava import encode, shorten
-from crtc.tasks.glyphs.scene import PATCH, Scene, make_scene
+from crtc.tasks.glyphs.questions import FAMILIES
+from crtc.tasks.glyphs.scene import CELL, PATCH, Scene, make_scene, size_class
 from crtc.tasks.glyphs.tokenizer import make_tokenizer
 from crtc.tokens import Plan
 from crtc.training.fit import trainer_for
-from crtc.training.host import GRID, HostTraining, PackedScenes, make_host, pack
+from crtc.training.host import HostTraining, make_host
+from crtc.training.packing import GRID, POINTED, PackedScenes, pack
 
 IGNORE = -100
 
@@ -63,10 +65,10 @@ def test_answers_stand_behind_their_questions(scenes: list[Scene]) -> None:
 def test_a_question_does_not_see_another(module: HostTraining, scenes: list[Scene], no_grad: None) -> None:
     batch = packed(scenes[:1], 3)
     visual, _ = module.see(batch)
-    before = module.answer(batch, visual)
+    before, _ = module.answer(batch, visual)
     ids = batch.ids.clone()
     ids[batch.segment == 1] = 7
-    after = module.answer(replace(batch, ids=ids), visual)
+    after, _ = module.answer(replace(batch, ids=ids), visual)
     others = batch.segment != 1
     assert torch.equal(before[others], after[others])
     assert float((before[~others] - after[~others]).abs().max()) > 1e-3
@@ -77,8 +79,33 @@ def test_an_answer_does_not_see_what_follows(module: HostTraining, scenes: list[
     visual, _ = module.see(batch)
     ids = batch.ids.clone()
     ids[0, -1] = 7
-    before, after = module.answer(batch, visual), module.answer(replace(batch, ids=ids), visual)
+    before, after = module.answer(batch, visual)[0], module.answer(replace(batch, ids=ids), visual)[0]
     assert torch.equal(before[0, :-1], after[0, :-1])
+
+
+def test_questions_point_at_what_they_speak_of() -> None:
+    """The labels of mentions and targets, against the words of the question and the things of the scene."""
+    tokenizer = make_tokenizer()
+    scene = make_scene("train", 5, 3)
+    batch = packed([scene], 40)
+    by_name = {f"▁{thing.color} ▁{thing.kind}": thing for thing in scene.things}
+    checked = 0
+    for number in range(40):
+        inside = batch.segment[0] == number
+        words = tokenizer.convert_ids_to_tokens(batch.ids[0, inside].tolist())
+        for place, look in enumerate(batch.mention[0, inside].tolist()):
+            thing = by_name.get(" ".join(words[place - 1 : place + 1]))
+            if look[0] != IGNORE and thing is not None:
+                x, y = thing.center
+                assert look == [int(y) // PATCH, int(x) // PATCH, size_class(thing.size)]
+                checked += 1
+        target = batch.target[0, inside]
+        start = int((batch.targets[0, inside] != IGNORE).nonzero()[0])
+        pointed = target[:, 0] != IGNORE
+        assert pointed.nonzero()[:, 0].tolist() == (
+            [start] if list(FAMILIES)[batch.families[0, number]] in POINTED else []
+        )
+    assert checked > 10
 
 
 def stock_logits(module: HostTraining, batch: PackedScenes, row: int, number: int) -> Tensor:
@@ -98,7 +125,7 @@ def test_full_scenes_are_read_as_the_stock_model_reads_them(
     visual, _ = module.see(batch)
     stock = module.host.model.get_image_features(pixel_values=batch.pixels, return_dict=True).pooler_output
     torch.testing.assert_close(visual, torch.stack(list(stock)), atol=1e-4, rtol=1e-4)
-    logits = module.answer(batch, visual)
+    logits, _ = module.answer(batch, visual)
     for row in range(2):
         for number in range(3):
             got = logits[row, batch.segment[row] == number]
@@ -115,6 +142,7 @@ def test_windows_stand_where_they_were_cut(module: HostTraining, no_grad: None) 
         grid = batch.patch.view(side, side)
         top, left = int(grid[0, 0]) // GRID, int(grid[0, 0]) % GRID
         corners.add((top, left))
+        assert top % (CELL // PATCH) == 0 == left % (CELL // PATCH)
         places = torch.arange(side)
         assert torch.equal(grid, (top + places)[:, None] * GRID + left + places)
         assert max(top, left) <= GRID - side
@@ -143,7 +171,7 @@ def test_questions_about_a_window_keep_the_positions_of_whole_pictures(module: H
     plan = Plan(kept, slot, (slot >= 0).float(), torch.ones(len(kept)), encoded.tokens.group)
     short = shorten(encoded, plan, mass=False, positions="keep", rows=visual[0])
     expected = module.host(**short).logits[0, -batch.ids.shape[1] :]
-    torch.testing.assert_close(module.answer(batch, visual)[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(module.answer(batch, visual)[0][0], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["patches", "windows"])

@@ -8,9 +8,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from crtc.tasks.glyphs.scene import CELL, COLORS, NUMBER, SHAPES, Box, Scene, Thing, plural, size_class
+from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, Box, Scene, Thing, plural
 
 T = TypeVar("T")
+LEAD = 16
+"""Pixels by which one thing must lie further than another, so that a relation is asked."""
+RATIO = 1.4
+"""By which one thing must be bigger, so that a comparison is asked."""
 DIRECTIONS = ("left of", "right of", "above", "below")
 
 
@@ -101,7 +105,7 @@ def _lead(first: Thing, second: Thing, direction: str) -> float:
 
 def _relation(scene: Scene, random: np.random.Generator) -> Question | None:
     direction = DIRECTIONS[int(random.integers(4))]
-    pair = _pick(random, [pair for pair in _pairs(scene) if abs(_lead(*pair, direction)) >= 12])
+    pair = _pick(random, [pair for pair in _pairs(scene) if abs(_lead(*pair, direction)) >= LEAD])
     if pair is None:
         return None
     text = f"is the {_name(pair[0])} {direction} the {_name(pair[1])}?"
@@ -109,7 +113,7 @@ def _relation(scene: Scene, random: np.random.Generator) -> Question | None:
 
 
 def _compare(scene: Scene, random: np.random.Generator) -> Question | None:
-    clear = [(a, b) for a, b in _pairs(scene) if max(a.size, b.size) >= 1.4 * min(a.size, b.size)]
+    clear = [(a, b) for a, b in _pairs(scene) if max(a.size, b.size) >= RATIO * min(a.size, b.size)]
     pair = _pick(random, clear)
     if pair is None:
         return None
@@ -152,21 +156,6 @@ def _caption(scene: Scene, random: np.random.Generator) -> Question | None:
     return Question("caption", f"list the {color} things.", answer, tuple(thing.box for thing in found))
 
 
-def _place(scene: Scene, random: np.random.Generator) -> Question | None:
-    thing = _pick(random, _unique(scene))
-    if thing is None:
-        return None
-    x, y = thing.center
-    return Question("place", f"where is the {_name(thing)}?", f"{int(y) // CELL}, {int(x) // CELL}", (thing.box,))
-
-
-def _size(scene: Scene, random: np.random.Generator) -> Question | None:
-    thing = _pick(random, _unique(scene))
-    if thing is None:
-        return None
-    return Question("size", f"how big is the {_name(thing)}?", str(size_class(thing.size)), (thing.box,))
-
-
 FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "color": _color,
     "shape": _shape,
@@ -181,10 +170,6 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
 }
 
 
-LESSONS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {"place": _place, "size": _size}
-"""Steps towards relations and comparisons, asked in training alone."""
-
-
 def ask(
     scene: Scene, random: np.random.Generator, count: int, *, start: int = 0, families: Sequence[str] = tuple(FAMILIES)
 ) -> list[Question]:
@@ -196,7 +181,7 @@ def ask(
     seen: set[str] = set()
     tries = 0
     while len(asked) < count:
-        question = (FAMILIES | LESSONS)[families[(start + tries) % len(families)]](scene, random)
+        question = FAMILIES[families[(start + tries) % len(families)]](scene, random)
         tries += 1
         if question is not None and (question.text not in seen or tries > 20 * count):
             asked.append(question)

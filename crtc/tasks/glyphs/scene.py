@@ -71,7 +71,7 @@ class Scene:
     labels: PatchLabels = field(repr=False)
 
 
-def make_scene(split: Split, seed: int, index: int, *, cells: int = 6, things: tuple[int, int] = (10, 18)) -> Scene:
+def make_scene(split: Split, seed: int, index: int, *, cells: int = 6, things: tuple[int, int] = (8, 14)) -> Scene:
     """Draw scene `index` of a split: `cells` x `cells` cells with between `things[0]` and `things[1]` objects."""
     random = np.random.default_rng([SPLITS.index(split), seed, index, cells])
     canvas = _background(random, split, cells * CELL)

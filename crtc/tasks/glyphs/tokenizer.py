@@ -1,6 +1,6 @@
 """The word-level tokenizer of the glyph language, in stock Hugging Face form."""
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, plural
@@ -11,20 +11,19 @@ _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 _WORDS = (
     *("user", "assistant", "what", "color", "is", "the", "shape", "how", "many", "things", "there", "a", "an", "left"),
     *("right", "of", "above", "below", "bigger", "than", "list", "yes", "no", "image", "in", "and", "are", "which"),
-    *("where", "big"),
 )
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Whole words with a leading blank, single digits, punctuation; decoding gives the text back."""
     words = [*COLORS, *SHAPES, NUMBER, *map(plural, (*SHAPES, NUMBER)), *_WORDS]
-    pieces = [*_SPECIAL, "▁", *"0123456789", *"?,.:", *(f"▁{word}" for word in words)]
+    pieces = [*_SPECIAL, "▁", *"0123456789", *"?,.:", *(f"▁{word}" for word in (*"0123456789", *words))]
     core = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("\n", " ")])
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="always"),
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex("▁?[0-9]"), "isolated"),
             pre_tokenizers.Punctuation(),
         ]
     )
