@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from crtc import __version__
 from crtc import counts as counting
-from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, full_logits, prompts, right_rows, shortened_targets
+from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, prompts, right_rows, shared_logits, shortened_targets
 from crtc.hosts.llava import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.merging import make_plan
 from crtc.methods.method import Method
@@ -217,11 +217,11 @@ class Evaluation:
         images = [looks.x[looks.group == number] for number in range(len(pictures))]
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
         whole = {**text, "mm_encoder_outputs": encoder_outputs(images)}
-        logits = full_logits(self.model, whole, image_of, targets)
+        logits = shared_logits(self.model, whole, image_of, targets)
         judge = _Judge(logits, targets, talk.question.to(device))
         runs = {(ALL, False, 0): judge(logits, recall=None, seconds=0.0)}
         if len(pictures) > 1:
-            wrong = full_logits(self.model, whole, (image_of + 1) % len(pictures), targets)
+            wrong = shared_logits(self.model, whole, (image_of + 1) % len(pictures), targets)
             runs[WRONG_IMAGE, False, 0] = judge(wrong, recall=None, seconds=0.0)
         runs[NO_IMAGE, False, 0] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
         questions = [question for picture in pictures for question in picture.questions]
@@ -243,10 +243,19 @@ class Evaluation:
                 short_targets = shortened_targets(encoded, plan, targets)
                 for mass in self.masses:
                     short = shorten(encoded, plan, mass=mass, positions=self.positions)
-                    runs[label, mass, count] = judge(
-                        answer_logits(self.model, short, short_targets)[0], recall=recall, seconds=seconds
-                    )
+                    if method.question_aware:
+                        logits = answer_logits(self.model, short, short_targets)[0]
+                    else:
+                        short["mm_encoder_outputs"] = _select(short["mm_encoder_outputs"], first)
+                        logits = shared_logits(self.model, short, image_of, short_targets)
+                    runs[label, mass, count] = judge(logits, recall=recall, seconds=seconds)
         return {"runs": runs, "skipped": dict(self._skipped)}
+
+
+def _select(outputs: dict[str, Any], rows: Int[Tensor, " G"]) -> dict[str, Any]:
+    """The visual rows of some prompts."""
+    images = outputs["image"].pooler_output
+    return dict(encoder_outputs([images[int(row)] for row in rows]))
 
 
 class _Judge:

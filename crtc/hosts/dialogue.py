@@ -126,42 +126,103 @@ def right_rows(
 
 
 @torch.no_grad()
-def full_logits(
+def shared_logits(
     model: LlavaForConditionalGeneration,
     inputs: dict[str, Any],
     image_of: Int[Tensor, " B"],
     targets: Int[Tensor, "B L"],
 ) -> Float[Tensor, "A V"]:
-    """`answer_logits` of the whole prompts, the part that all questions of a picture share computed once.
+    """`answer_logits`, the part that all questions of a picture share computed once.
 
     Args:
         model: the host.
-        inputs: ids and mask padded on the right, and `mm_encoder_outputs` with one entry per picture.
+        inputs: ids padded on the right, a mask [B, L] or [B, 1, L, L], `mm_encoder_outputs` with one entry per picture,
+            and `position_ids` if they are not to be counted.
         image_of: the picture of every row.
         targets: expected token per column.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    images = inputs["mm_encoder_outputs"]["image"].pooler_output
-    first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(images))])
-    last_image = (ids == model.config.image_token_id).int().flip(1).argmax(1)
-    shared = ids.shape[1] - int(last_image.max())
-    if not torch.equal(ids[:, :shared], ids[first][image_of, :shared]):
-        shared = 0  # the pictures come after their questions
+    shared = _shared(model, inputs, image_of)
     if shared == 0:
+        images = inputs["mm_encoder_outputs"]["image"].pooler_output
         rows = encoder_outputs([images[int(number)] for number in image_of])
         return answer_logits(model, {**inputs, "mm_encoder_outputs": rows}, targets)[0]
+    return _from_shared(model, inputs, image_of, targets, shared)[0]
+
+
+@torch.no_grad()
+def logits_and_looks(
+    model: LlavaForConditionalGeneration,
+    inputs: dict[str, Any],
+    image_of: Int[Tensor, " B"],
+    targets: Int[Tensor, "B L"],
+) -> tuple[Float[Tensor, "A V"], Float[Tensor, "B L"]]:
+    """`shared_logits`, and how much question and answer look at every column: squared attention, all layers and heads.
+
+    Squares, because a sum is mostly what many heads leave evenly on everything; where a head looks, it looks hard.
+    Arguments as those of `shared_logits`, the mask [B, L].
+
+    Raises:
+        ValueError: if the pictures do not stand before their questions.
+    """
+    shared = _shared(model, inputs, image_of)
+    if shared == 0:
+        raise ValueError("the pictures do not stand before their questions, expected them to where attention is read")
+    config: Any = model.model.language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = "eager"  # the only one that tells its weights
+    try:
+        logits, attentions = _from_shared(model, inputs, image_of, targets, shared, output_attentions=True)
+    finally:
+        config._attn_implementation = before
+    asks = inputs["attention_mask"][:, shared:].bool()
+    looks = torch.stack([(layer.float().square() * asks[:, None, :, None]).sum((1, 2)) for layer in attentions]).sum(0)
+    return logits, looks
+
+
+def _shared(model: LlavaForConditionalGeneration, inputs: dict[str, Any], image_of: Int[Tensor, " B"]) -> int:
+    """Columns that all questions of a picture have in common, up to the end of the picture."""
+    ids = inputs["input_ids"]
+    first = _first(image_of)
+    last_image = (ids == model.config.image_token_id).int().flip(1).argmax(1)
+    shared = ids.shape[1] - int(last_image.max())
+    level = bool((last_image == last_image[0]).all())
+    # else the pictures come after their questions, or are of unequal length
+    return shared if level and torch.equal(ids[:, :shared], ids[first][image_of, :shared]) else 0
+
+
+def _first(image_of: Int[Tensor, " B"]) -> Int[Tensor, " G"]:
+    return torch.stack([(image_of == number).nonzero()[0, 0] for number in range(int(image_of.max()) + 1)])
+
+
+def _from_shared(
+    model: LlavaForConditionalGeneration,
+    inputs: dict[str, Any],
+    image_of: Int[Tensor, " B"],
+    targets: Int[Tensor, "B L"],
+    shared: int,
+    **options: Any,
+) -> tuple[Float[Tensor, "A V"], tuple[Tensor, ...]]:
+    """Logits at the answers and the attentions, if asked for, of the columns behind the shared ones."""
+    ids, mask, positions = inputs["input_ids"], inputs["attention_mask"], inputs.get("position_ids")
+    if bool((targets[:, :shared] != -100).any()):
+        raise ValueError("an answer stands before the end of the image, expected answers behind their questions")
+    first = _first(image_of)
     begun = model.model(
         input_ids=ids[first, :shared],
-        attention_mask=mask[first, :shared],
-        mm_encoder_outputs=encoder_outputs(images),
+        attention_mask=mask[first][..., :shared] if mask.ndim == 2 else mask[first][..., :shared, :shared],
+        position_ids=None if positions is None else positions[first, :shared],
+        mm_encoder_outputs=inputs["mm_encoder_outputs"],
         use_cache=True,
     )
     cache = begun.past_key_values
     cache.batch_select_indices(image_of)
-    rest = model.model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True)
-    asked = targets[:, shared:] != -100
-    head = targets[:, :shared] != -100
-    if bool(head.any()):
-        raise ValueError("an answer stands before the end of the image, expected answers behind their questions")
-    logits: Tensor = model.lm_head(rest.last_hidden_state[asked])
-    return logits.float()
+    rest = model.model(
+        input_ids=ids[:, shared:],
+        attention_mask=mask if mask.ndim == 2 else mask[..., shared:, :],
+        position_ids=None if positions is None else positions[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
+        **options,
+    )
+    logits: Tensor = model.lm_head(rest.last_hidden_state[targets[:, shared:] != -100])
+    return logits.float(), rest.attentions or ()

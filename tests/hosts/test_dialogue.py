@@ -12,14 +12,15 @@ from crtc.hosts.dialogue import (
     answer_ids,
     answer_logits,
     dialogue,
-    full_logits,
+    logits_and_looks,
     prompt_of,
     prompts,
     right_rows,
+    shared_logits,
     shortened_targets,
 )
-from crtc.hosts.embedded import make_processor
-from crtc.hosts.llava import Encoded, encode, shorten
+from crtc.hosts.embedded import load_host, make_processor
+from crtc.hosts.llava import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.methods import CrossModalSimilarity, KMeans, Method
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs, Picture, Question
@@ -37,7 +38,7 @@ def pictures() -> list[Picture]:
 
 
 def shared_inputs(model: Any, talk: Any) -> dict[str, Any]:
-    """The inputs of `full_logits`: pictures encoded once."""
+    """The inputs of `shared_logits`: pictures encoded once."""
     text = {name: value for name, value in talk.inputs.items() if name != "pixel_values"}
     images = model.model.get_image_features(pixel_values=talk.inputs["pixel_values"], return_dict=True)
     images.pooler_output = list(images.pooler_output)
@@ -54,11 +55,60 @@ def test_shared_prefix_says_what_plain_calls_say(host: Host, pictures: list[Pict
     talk = dialogue(processor, pictures)
     plain = {**talk.inputs, "pixel_values": talk.inputs["pixel_values"][talk.image_of]}
     expected, tokens, row = answer_logits(model, plain, talk.targets)
-    got = full_logits(model, shared_inputs(model, talk), talk.image_of, talk.targets)
+    got = shared_logits(model, shared_inputs(model, talk), talk.image_of, talk.targets)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(model(**plain).logits[talk.targets != -100], expected)
     assert torch.equal(tokens, talk.targets[talk.targets != -100])
     assert row.tolist() == sorted(row.tolist())
+
+
+@torch.no_grad()
+def test_looks_are_the_attention_of_plain_calls(host: Host, pictures: list[Picture]) -> None:
+    model, processor = host
+    talk = dialogue(processor, pictures)
+    inputs = shared_inputs(model, talk)
+    logits, looks = logits_and_looks(model, inputs, talk.image_of, talk.targets)
+    torch.testing.assert_close(logits, shared_logits(model, inputs, talk.image_of, talk.targets), atol=1e-4, rtol=1e-4)
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+    eager, _ = load_host()
+    eager.set_attn_implementation("eager")
+    row = 7
+    one = {name: value[row : row + 1] for name, value in talk.inputs.items() if name != "pixel_values"}
+    pixels = talk.inputs["pixel_values"][talk.image_of[row : row + 1]]
+    attentions = eager(**one, pixel_values=pixels, output_attentions=True).attentions
+    behind = (one["input_ids"][0] == model.config.image_token_id).nonzero()[-1, 0] + 1
+    asks = one["attention_mask"][0].bool() & (torch.arange(one["input_ids"].shape[1]) >= behind)
+    expected = sum(layer[0, :, asks].square().sum((0, 1)) for layer in attentions)
+    torch.testing.assert_close(looks[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_looks_need_the_picture_first(host: Host, pictures: list[Picture]) -> None:
+    model, _ = host
+    processor = make_processor()
+    processor.chat_template = AFTER
+    talk = dialogue(processor, pictures)
+    with pytest.raises(ValueError, match="before their questions"):
+        logits_and_looks(model, shared_inputs(model, talk), talk.image_of, talk.targets)
+    assert model.model.language_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("mass", [False, True])
+@pytest.mark.parametrize("positions", ["keep", "repack"])
+@torch.no_grad()
+def test_shared_prefix_of_shortened_prompts(
+    host: Host, pictures: list[Picture], mass: bool, positions: Positions
+) -> None:
+    model, processor = host
+    talk = dialogue(processor, pictures)
+    encoded = encode(model, talk.inputs, image_of=talk.image_of)
+    plan = KMeans()(encoded.tokens, torch.full((10,), 32))
+    short = shorten(encoded, plan, mass=mass, positions=positions)
+    targets = shortened_targets(encoded, plan, talk.targets)
+    expected, _, _ = answer_logits(model, short, targets)
+    images = short["mm_encoder_outputs"]["image"].pooler_output
+    shared = {**short, "mm_encoder_outputs": encoder_outputs([images[0], images[5]])}
+    got = shared_logits(model, shared, talk.image_of, targets)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_ids_are_those_of_the_processor(host: Host, pictures: list[Picture]) -> None:
