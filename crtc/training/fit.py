@@ -13,7 +13,7 @@ from crtc import tracking
 from crtc.training.host import HostTraining
 from crtc.training.scorer import ScorerTraining
 
-BEST = "best"
+BEST, LAST = "best", "last"
 
 
 def trainer_for(
@@ -30,12 +30,12 @@ def trainer_for(
         settings: of `lightning.Trainer`.
     """
     folder = Path(folder)
-    callbacks: list[lightning.Callback] = [
-        ModelCheckpoint(folder, filename=BEST, monitor=monitor, save_last=True, enable_version_counter=False),
-        TQDMProgressBar(refresh_rate=5),
-    ]
+    callbacks: list[lightning.Callback] = [TQDMProgressBar(refresh_rate=5)]
     if monitor is not None:
+        callbacks.append(ModelCheckpoint(folder, filename=BEST, monitor=monitor, enable_version_counter=False))
         callbacks.append(EarlyStopping(monitor, patience=patience, min_delta=1e-4))
+    # Of its own, since `save_last` writes only when the best one is written; behind it, to know which one that was.
+    callbacks.append(ModelCheckpoint(folder, filename=LAST, enable_version_counter=False))
     logger = (
         WandbLogger(project=tracking.PROJECT, save_dir=folder, offline=tracking.mode() != "online", log_model=False)
         if track
@@ -66,7 +66,7 @@ def fit_scorer(
     done = folder / "scorer"
     every = min(every, module.hparams["steps"])  # a run looks at the calibration split at least once
     trainer = trainer_for(folder, monitor="calibration/kl", every=every, patience=patience, track=track, **settings)
-    last = folder / "last.ckpt"
+    last = folder / f"{LAST}.ckpt"
     trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
     best = torch.load(folder / f"{BEST}.ckpt", weights_only=False, map_location="cpu")
     module.load_state_dict(best["state_dict"])
@@ -109,7 +109,7 @@ def fit_host(arguments: list[str]) -> None:
         precision="bf16-mixed",
         gradient_clip_val=None,
     )
-    last = folder / "last.ckpt"
+    last = folder / f"{LAST}.ckpt"
     trainer.fit(cli.model, ckpt_path=str(last) if last.exists() else None)
     torch.save({"state_dict": cli.model.state_dict()}, folder / "weights.pt")
     cli.model.host.to(torch.bfloat16).save_pretrained(folder / "host")

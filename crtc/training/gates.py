@@ -38,22 +38,15 @@ def assignment(
 
     `c_j = sum_i A_ij w_i x_i / sum_i A_ij w_i` and mass `sum_i A_ij`, with `A = softmax_j(-d(i, j) / tau)`.
     """
-    distance = said.distance
-    chosen = said.choose(k, scorer.design.selector, distance)
-    width = int(k.max())
-    anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, :width]
-    real = chosen.gather(1, anchors)
-    to_anchor = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1))
-    soft = (-to_anchor / said.temperature).masked_fill(~real[:, None], -torch.inf).softmax(-1)
-    own = anchors[:, None] == torch.arange(distance.shape[1], device=anchors.device)[:, None]  # also among exact copies
-    nearest = to_anchor.detach().masked_fill(own, -1.0).masked_fill(~real[:, None], torch.inf).argmin(-1)
-    hard = F.one_hot(nearest, width).to(soft.dtype)
+    found = said.clusters(k, scorer.design.selector)
+    soft = (-found.distance / said.temperature).masked_fill(~found.real[:, None], -torch.inf).softmax(-1)
+    hard = F.one_hot(found.nearest, soft.shape[-1]).to(soft.dtype)
     share = (hard + soft - soft.detach()) * said.groups.valid[..., None]
     weight = share * said.logit.exp()[..., None]
     x = said.groups.gather(tokens.x.float())
     rows = weight.transpose(1, 2) @ x / weight.sum(1).clamp(min=1e-6)[..., None]
-    plan = scorer.plan_from(replace(said, logit=said.logit.detach(), place=said.place.detach()), tokens, k)
-    return replace(plan, size=share.sum(1)[real].clamp(min=1e-3)), rows[real].to(tokens.x.dtype)
+    plan = scorer.plan_from(said, tokens, k, found)
+    return replace(plan, size=share.sum(1)[found.real].clamp(min=1e-3)), rows[found.real].to(tokens.x.dtype)
 
 
 def noise(

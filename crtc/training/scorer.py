@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from crtc.graph.neighbors import Neighbors
-from crtc.hosts.dialogue import answer_logits, dialogue, full_logits, prompts, right_rows, shortened_targets
+from crtc.hosts.dialogue import (
+    answer_logits,
+    dialogue,
+    logits_and_looks,
+    prompts,
+    right_rows,
+    shared_logits,
+    shortened_targets,
+)
 from crtc.hosts.embedded import load_host
 from crtc.hosts.llava import Encoded, encode, encoder_outputs, shorten
 from crtc.methods.reinforced import Importance, Reinforced
@@ -35,6 +43,7 @@ class Pupil:
         image_of: the picture of every row.
         targets: expected token per column.
         teacher: log-probabilities of the full model at the answer positions.
+        looks_at: share of every visual token in where the full model looks, groups side by side; None without guidance.
         asked: the prompts without the answers, which the scorer must not see.
         looks: the first row of every picture: the tokens of all pictures, once each.
     """
@@ -43,6 +52,7 @@ class Pupil:
     image_of: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
     teacher: Float[Tensor, "A V"]
+    looks_at: Float[Tensor, "G M"] | None
     asked: Tokens
     looks: Tokens
 
@@ -75,6 +85,8 @@ class ScorerTraining(lightning.LightningModule):
         questions: asked about each picture.
         learning_rate: of AdamW, after 30 steps of warm-up, falling to zero by a cosine.
         mass: whether the compressed model reads log-sizes.
+        attention_weight: of a second loss, falling to zero until the end: importance is to be spread like the full
+            model's attention to the picture. It tells the scorer early where the question looks; 0 leaves it out.
         precision: float type of the frozen host.
         calibration_pictures: pictures of the calibration task.
         seed: of weights, pictures, counts and noise.
@@ -97,6 +109,7 @@ class ScorerTraining(lightning.LightningModule):
         questions: int = 8,
         learning_rate: float = 3e-3,
         mass: bool = True,
+        attention_weight: float = 0.1,
         precision: str = "bfloat16",
         calibration_pictures: int = 20,
         seed: int = 0,
@@ -110,6 +123,8 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
+        if attention_weight < 0:
+            raise ValueError(f"attention_weight is {attention_weight}, expected at least 0")
         if precision not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"precision is {precision!r}, expected 'float32', 'bfloat16' or 'float16'")
         self.save_hyperparameters()
@@ -136,11 +151,20 @@ class ScorerTraining(lightning.LightningModule):
             pixels = inputs.pop("pixel_values").to(model.dtype)
             rows = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
             inputs["mm_encoder_outputs"] = encoder_outputs(rows)
-            teacher = full_logits(model, inputs, image_of, targets).log_softmax(-1)
+            looks_at = None
+            if self.hparams["attention_weight"] > 0:
+                logits, attended = logits_and_looks(model, inputs, image_of, targets)
+            else:
+                logits = shared_logits(model, inputs, image_of, targets)
             encoded = encode(model, inputs, image_of=image_of)
+            if self.hparams["attention_weight"] > 0:
+                tokens = encoded.tokens
+                groups = Groups.of(tokens)
+                looks_at = groups.gather(attended[tokens.sequence, encoded.column]) * groups.valid
+                looks_at = looks_at / looks_at.sum(1, keepdim=True)
         first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
         asked = prompts(encoded, targets)
-        return Pupil(encoded, image_of, targets, teacher, asked, asked.select(first))
+        return Pupil(encoded, image_of, targets, logits.log_softmax(-1), looks_at, asked, asked.select(first))
 
     def importance(self, pupil: Pupil, question: bool) -> Importance:
         """Importance for every row; without the question it is computed once per picture."""
@@ -173,10 +197,17 @@ class ScorerTraining(lightning.LightningModule):
         targets = shortened_targets(pupil.encoded, plan, pupil.targets)
         logits, _, _ = answer_logits(self._host[0], inputs, targets)
         loss = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
+        total: Tensor = loss
+        if pupil.looks_at is not None:
+            faint = torch.finfo(said.logit.dtype).min
+            share = said.logit.masked_fill(~said.groups.valid, faint).log_softmax(1)
+            looks = F.kl_div(share, pupil.looks_at, reduction="batchmean")
+            self.log(f"train/attention_{'aware' if question else 'blind'}", looks.detach())
+            total = total + self.hparams["attention_weight"] * (1 - self.done / self.hparams["steps"]) * looks
         self.done += 1
         self.log(f"train/kl_{'aware' if question else 'blind'}_{count}", loss.detach())
         self.log("kl", loss.detach(), prog_bar=True, logger=False)
-        return loss
+        return total
 
     def validation_step(self, batch: list[Picture], batch_idx: int) -> None:
         """KL and accuracy of the deployed, hard choice at the small counts, both ways."""

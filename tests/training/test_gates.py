@@ -63,7 +63,7 @@ def test_dropped_tokens_get_gradient(name: str, scorer: Reinforced, tokens: Toke
     read = (rows * torch.randn(rows.shape, generator=random)).sum()  # the language model reads content and mass
     (read + (plan.size * torch.randn(plan.size.shape, generator=random)).sum()).backward()
     assert said.logit.grad is not None
-    chosen = said.choose(K, "clusters", said.distance)
+    chosen = said.choose(K, "clusters")
     dropped = said.groups.valid & ~chosen
     assert int(dropped.sum()) == 37 - 11
     assert bool((said.logit.grad[dropped].abs() > 1e-7).all())

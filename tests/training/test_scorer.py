@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crtc.hosts.dialogue import full_logits
+from crtc.hosts.dialogue import shared_logits
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs
 from crtc.tokens import Groups
@@ -139,7 +139,7 @@ def test_the_teacher_is_the_full_model(small_host: Path) -> None:
     torch.testing.assert_close(rows, images.pooler_output[0])
     images.pooler_output = list(images.pooler_output)
     inputs = {name: pupil.encoded.inputs[name] for name in ("input_ids", "attention_mask")}
-    logits = full_logits(
+    logits = shared_logits(
         module._host[0], {**inputs, "mm_encoder_outputs": {"image": images}}, pupil.image_of, pupil.targets
     )
     torch.testing.assert_close(pupil.teacher, logits.log_softmax(-1))
