@@ -143,7 +143,9 @@ def _number(value: float | None) -> float:
 
 
 def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]], host: str = "embedded") -> str:
-    """Accuracy relative to all tokens, mean over seeds; with one seed its bootstrap interval, with more their range."""
+    """Accuracy relative to all tokens in percent, mean over seeds; with one seed its bootstrap interval, with more
+    their range. KL to all tokens in nats, mean over the counts, and over seeds with their range.
+    """
     lines: list[str] = []
     header: list[str] = []
     for name, plan in zip(names, plans, strict=True):
@@ -156,12 +158,15 @@ def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]]
         for way in WAYS:
             rows = [[row for row in said["rows"] if row["method"] == f"reinforced {way}"] for said in summaries]
             counts = sorted({row["count"] for row in rows[0]}, reverse=True)
-            header = [f"{w} {count}" for w in WAYS for count in counts]
+            header = [column for w in WAYS for column in (*(f"{w} {count}" for count in counts), f"KL {w}")]
             for count in counts:
                 found = [row["relative"] for one in rows for row in one if row["count"] == count]
                 values = np.array([entry["value"] for entry in found], float)  # None, where nothing was right, is NaN
                 low, high = (values.min(), values.max()) if len(found) > 1 else (found[0]["low"], found[0]["high"])
                 cells.append(str(Interval(*map(_number, (values.mean(), low, high)))))
+            kl = [np.mean([row["kl_mean"] for row in one]) for one in rows]
+            spread = f" [{min(kl):.3f}, {max(kl):.3f}]" if len(kl) > 1 else ""
+            cells.append(f"{np.mean(kl):.3f}{spread}")
         lines.append(f"| {plan.get('about', name)} | {len(summaries)} | " + " | ".join(cells) + " |")
     top = ["| change | seeds | " + " | ".join(header) + " |", "|---|---|" + "---|" * len(header)]
     return "\n".join([*top, *lines]) + "\n"

@@ -64,9 +64,9 @@ def test_runs_what_is_missing_alone(files: dict[str, Path], tmp_path: Path, monk
     table = ablate(files["base"], [files["base"], *changes], folder)
     assert len(fits) == 2  # what is used otherwise alone shares the scorer of the base
     rows = table_rows(table)
-    assert rows[0] == ["change", "seeds", "aware 32", "aware 8", "blind 32", "blind 8"]
+    assert rows[0] == ["change", "seeds", "aware 32", "aware 8", "KL aware", "blind 32", "blind 8", "KL blind"]
     assert [row[:2] for row in rows[2:]] == [["as it is", "1"], ["1 step", "1"], ["no content", "1"]]
-    assert all(len(row) == 6 for row in rows)
+    assert all(len(row) == 8 for row in rows)
     assert (folder / "table.md").read_text() == table
     for name in ("base", "one_step", "no_merge"):
         content = json.loads((folder / f"{name}-seed0" / "ablation.json").read_text(), parse_constant=refuse)
@@ -91,7 +91,7 @@ def test_another_plan_runs_anew(
     files["base"].write_text(yaml.safe_dump(fewer))
     monkeypatch.setattr(crtc.ablation, "fit_scorer", fail)  # trained as before
     rows = table_rows(ablate(files["base"], [], folder, host=str(small_host)))
-    assert rows[0] == ["change", "seeds", "aware 4", "blind 4"]
+    assert rows[0] == ["change", "seeds", "aware 4", "KL aware", "blind 4", "KL blind"]
     assert rows[2][:2] == ["as it is", "1"]  # the other seed was of another plan
 
 
