@@ -1,5 +1,6 @@
 """The whole job on real input in one command: train a scorer, compare it with the field, draw, and log."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,14 +17,22 @@ from crtc.tasks.picture import Glyphs
 from crtc.training.fit import fit_scorer
 from crtc.training.scorer import ScorerTraining
 
+SHORT = (
+    *("random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "kmeans", "tome", "vision_zip"),
+    *("div_prune", "gprune", "personalized_page_rank"),
+)
+"""Methods of the demo; the whole catalogue takes several times as long."""
 
-def field(scorer: Path | str | None = None) -> dict[str, Method]:
-    """Every method of the catalogue by the label of its row, the learned one with and without the question.
+
+def field(scorer: Path | str | None = None, *, names: Sequence[str] | None = None) -> dict[str, Method]:
+    """Methods by the label of their row, the learned one with and without the question.
 
     Args:
         scorer: folder of a scorer to compare beside the shipped one.
+        names: of training-free methods; the whole catalogue without.
     """
-    rows: dict[str, Method] = {name: get_method(name) for name in catalogue() if name != "reinforced"}
+    chosen = [name for name in catalogue() if name != "reinforced"] if names is None else names
+    rows: dict[str, Method] = {name: get_method(name) for name in chosen}
     rows["reinforced"] = Reinforced.ready()
     rows["reinforced blind"] = Reinforced.ready(question=False)
     if scorer is not None:
@@ -50,7 +59,7 @@ def demo(folder: Path | str = "runs/demo", *, steps: int = 200, pictures: int = 
         )
     print("2/3 comparing it with the shipped scorer and the training-free field")
     host = load_host(dtype=torch.bfloat16)
-    methods, task = field(scorer), Glyphs("test", pictures, 12)
+    methods, task = field(scorer, names=SHORT), Glyphs("test", pictures, 12)
     results = Evaluation(host, task, methods).run(folder)
     print("3/3 drawing and logging")
     summary = save(results, folder)

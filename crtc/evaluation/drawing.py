@@ -1,5 +1,6 @@
 """Pictures of results: retention curves, and overlays of what was kept and merged."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
         summary: as `report.summary` gives it; each method is drawn at its better setting.
         path: of the PNG.
     """
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    figure = Figure(figsize=(16, 6), layout="constrained")
     rows = [row for row in summary["rows"] if row["count"]]
     counts = sorted({row["count"] for row in rows})
     labels = list(dict.fromkeys(row["method"] for row in rows))
-    colors = dict(zip(labels, matplotlib.colormaps["tab20"](np.linspace(0, 1, len(labels))), strict=True))
+    colors = dict(zip(labels, matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(labels))), strict=True))
+    markers = dict(zip(labels, cycle("osD^vPX*"), strict=False))
     for place, aware in enumerate((False, True)):
         axes = figure.add_subplot(1, 2, place + 1)
         for label in labels:
@@ -46,8 +48,8 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
                 color="black" if learned else colors[label],
                 linestyle="--" if "(" in label else "-",  # the scorer of this run beside the shipped one
                 linewidth=2.6 if learned else 1.4,
-                marker="o",
-                markersize=4,
+                marker="o" if learned else markers[label],
+                markersize=5,
                 capsize=2,
             )
         axes.axhline(100, color="grey", linewidth=0.8, linestyle=":")
@@ -56,8 +58,14 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
         axes.set_xlabel("visual tokens kept per image")
         axes.set_ylabel("accuracy relative to all tokens, %")
         axes.set_title("methods that see the question" if aware else "question-blind methods")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, loc="lower right")
+        lines, names = axes.get_legend_handles_labels()
+        if lines:  # beside the curves, in the order in which they begin
+            begin = [float(line[0].get_ydata()[0]) for line in lines]
+            order = np.argsort(begin)[::-1]
+            axes.legend(
+                [lines[i] for i in order], [names[i] for i in order],
+                fontsize=8, loc="center right", bbox_to_anchor=(-0.1, 0.5),
+            )  # fmt: skip
         axes.grid(alpha=0.3)
     figure.savefig(path)
 

@@ -61,25 +61,29 @@ def agglomerate(
     """Cluster of every token, named by its first member; one merge a step in every group that has too many, O(M^2)."""
     num = distance.shape[1]
     rows, places = torch.arange(len(distance), device=distance.device), torch.arange(num, device=distance.device)
-    pairs = valid[:, None] & valid[..., None] & (places < places[:, None])  # each pair once, the later token first
-    distance = torch.minimum(distance, distance.transpose(1, 2))  # rounding must not decide between the two
+    full = torch.minimum(distance, distance.transpose(1, 2))  # rounding must not decide between the two
+    alive = valid.clone()
+    # each pair once, the later token first
+    pairs = full.masked_fill(~(alive[:, None] & alive[..., None] & (places < places[:, None])), torch.inf)
     label, size, left = places.expand_as(valid).clone(), valid.to(distance.dtype), valid.sum(1)
     while bool((left > k).any()):
         active = left > k
-        pair = distance.masked_fill(~pairs, torch.inf).flatten(1).argmin(1)
-        gone, stays = pair // num, pair % num
-        mine, other = distance[rows, stays], distance[rows, gone]
+        nearest = pairs.flatten(1).argmin(1)
+        gone, stays = nearest // num, nearest % num
+        mine, other = full[rows, stays], full[rows, gone]
         if linkage == "average":
             weight = (size[rows, stays] / (size[rows, stays] + size[rows, gone]))[:, None]
             joined = weight * mine + (1 - weight) * other
         else:
             joined = torch.minimum(mine, other) if linkage == "single" else torch.maximum(mine, other)
         joined = torch.where(active[:, None], joined, mine)
-        distance[rows, stays] = joined
-        distance[rows, :, stays] = joined
         size[rows, stays] += size[rows, gone] * active
-        gone_now = (places == gone[:, None]) & active[:, None]
-        pairs &= ~(gone_now[:, None] | gone_now[..., None])
+        alive[rows, gone] &= ~active
+        full[rows, stays], full[rows, :, stays] = joined, joined
+        for one in (gone, stays):  # of a finished group nothing changes
+            found = full[rows, one].masked_fill(~alive | ~alive[rows, one][:, None], torch.inf)
+            pairs[rows, one] = found.masked_fill(places >= one[:, None], torch.inf)
+            pairs[rows, :, one] = found.masked_fill(places <= one[:, None], torch.inf)
         label = torch.where(active[:, None] & (label == gone[:, None]), stays[:, None], label)
         left = left - active.long()
     return label

@@ -127,7 +127,7 @@ def test_better_setting() -> None:
 def test_curves_are_a_picture(tmp_path: Path) -> None:
     curves(summary(made_up()), tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as drawn:
-        assert drawn.format == "PNG" and drawn.size == (1430, 572)
+        assert drawn.format == "PNG" and drawn.size == (1760, 660)
         assert len(drawn.convert("RGB").getcolors(2**24) or []) > 50
 
 
