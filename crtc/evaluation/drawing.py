@@ -31,6 +31,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
     markers = dict(zip(labels, cycle("osD^vPX*"), strict=False))
     for place, aware in enumerate((False, True)):
         axes = figure.add_subplot(1, 2, place + 1)
+        begin: dict[str, float] = {}
         for label in labels:
             mine = [row for row in rows if row["method"] == label and row["question_aware"] == aware]
             if not mine:
@@ -40,6 +41,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
             if np.isnan(value).all():  # nothing was right with all tokens
                 continue
             learned = label.startswith("reinforced")
+            begin[label] = float(value[0, 0])
             axes.errorbar(
                 counts,
                 value[:, 0],
@@ -60,8 +62,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
         axes.set_title("methods that see the question" if aware else "question-blind methods")
         lines, names = axes.get_legend_handles_labels()
         if lines:  # beside the curves, in the order in which they begin
-            begin = [float(line[0].get_ydata()[0]) for line in lines]
-            order = np.argsort(begin)[::-1]
+            order = sorted(range(len(names)), key=lambda i: begin[names[i]], reverse=True)
             axes.legend(
                 [lines[i] for i in order], [names[i] for i in order],
                 fontsize=8, loc="center right", bbox_to_anchor=(-0.1, 0.5),
