@@ -14,8 +14,6 @@ PROJECT = "crtc"
 def mode() -> Literal["online", "offline", "disabled", "shared"]:
     """`WANDB_MODE` if set; online if an account is configured; else offline (`wandb sync` uploads later)."""
     chosen = os.environ.get("WANDB_MODE")
-    if chosen == "dryrun":  # the old word, which Lightning's logger leaves behind
-        return "offline"
     if chosen in ("online", "offline", "disabled", "shared"):
         return chosen  # type: ignore[return-value]
     if chosen:

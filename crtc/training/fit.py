@@ -37,7 +37,7 @@ def trainer_for(
     # Of its own, since `save_last` writes only when the best one is written; behind it, to know which one that was.
     callbacks.append(ModelCheckpoint(folder, filename=LAST, enable_version_counter=False))
     logger = (
-        WandbLogger(project=tracking.PROJECT, save_dir=folder, offline=tracking.mode() != "online", log_model=False)
+        WandbLogger(project=tracking.PROJECT, save_dir=folder, log_model=False, mode=tracking.mode())
         if track
         else False
     )

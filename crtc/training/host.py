@@ -2,9 +2,9 @@
 
 Cheap on two CPU cores by four means. Many questions share one image in one sequence (block mask). The first stages see
 small scenes, windows of the final position grid, at a fifth of the cost. Dense per-patch labels supervise the projected
-visual tokens beside the answers, and the [CLS] state learns which colour-kind pairs the scene holds, so that [CLS]
-attention means something. And states inside the language model learn which thing a word names, how two things lie, and
-where the answer is: the steps of looking up, which answers alone teach very slowly.
+visual tokens beside the answers, and the [CLS] state learns which colour-kind pairs and which bystanders the scene
+holds, so that [CLS] attention means something. And states inside the language model learn which thing a word names, how
+two things lie, and where the answer is: the steps of looking up, which answers alone teach very slowly.
 """
 
 from pathlib import Path
@@ -20,14 +20,26 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaCo
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from crtc.tasks.glyphs.questions import FAMILIES
-from crtc.tasks.glyphs.scene import COLORS, PATCH, SHAPES
+from crtc.tasks.glyphs.scene import BYSTANDER_COLORS, BYSTANDERS, COLORS, PATCH, SHADES, SHAPES
 from crtc.tasks.glyphs.tokenizer import PROMPT
 from crtc.training.packing import GRID, IGNORE, PackedScenes, Scenes, glyph_tokenizer
 
-HEADS = {"kind": 19, "color": 9, "place": 4, "middle": 2, "size": 7, "row": GRID, "column": GRID}
+KINDS = 1 + len(SHAPES) + 10 + len(BYSTANDERS)
+HEADS = {
+    "kind": KINDS,
+    "color": 1 + len(COLORS) + len(BYSTANDER_COLORS),
+    "place": 4,
+    "middle": 2,
+    "size": 7,
+    "shade": SHADES,
+    "row": GRID,
+    "column": GRID,
+}
 """Classes of every dense label."""
-DENSE = {"kind": 1.0, "color": 1.0, "place": 1.0, "middle": 1.0, "size": 1.0, "row": 0.1, "column": 0.1}
-"""Weight of every dense loss. Positions come easily and would own most of the tokens' variance if they weighed more."""
+DENSE = {"kind": 1.0, "color": 1.0, "place": 1.0, "middle": 1.0, "size": 1.0, "shade": 0.1, "row": 0.1, "column": 0.1}
+"""Weight of every dense loss. Positions come easily and would own most of the tokens' variance if they weighed more.
+Shades keep background from becoming one and the same token, as no tower does that was trained on photographs.
+"""
 DIGITS = 3.0
 """Weight of digit patches in the loss of `kind`: ten classes of few pixels, the last thing that the tower learns."""
 LOOK = {"row": GRID + 1, "column": GRID + 1, "size": HEADS["size"]}
@@ -114,6 +126,7 @@ class HostTraining(lightning.LightningModule):
         learning_rate: of Muon (hidden matrices) and AdamW (all other parameters).
         dense_weight: weight of the per-patch losses.
         pointer_weight: weight of the losses that tell the language model which thing to look at.
+        bystanders: whether scenes hold things that nobody asks about.
         start_from: weights of an earlier stage to begin with, or the folder of a host, whose heads begin anew.
         seed: of scenes, questions and initial weights.
     """
@@ -128,6 +141,7 @@ class HostTraining(lightning.LightningModule):
         learning_rate: float = 2e-3,
         dense_weight: float = 1.0,
         pointer_weight: float = 0.2,
+        bystanders: bool = True,
         start_from: str | None = None,
         seed: int = 0,
     ):
@@ -148,8 +162,9 @@ class HostTraining(lightning.LightningModule):
                 for what, size in wanted.items()
             }
         )
-        self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1))
-        self.register_buffer("kinds", torch.tensor([1.0] * (1 + len(SHAPES)) + [DIGITS] * 10), persistent=False)
+        self.presence = nn.Linear(width, len(COLORS) * (len(SHAPES) + 1) + len(BYSTANDERS))
+        weights = [1.0] * (1 + len(SHAPES)) + [DIGITS] * 10 + [1.0] * len(BYSTANDERS)
+        self.register_buffer("kinds", torch.tensor(weights), persistent=False)
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
         if start_from is not None and Path(start_from).is_dir():
             begun = LlavaForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32)
@@ -290,11 +305,9 @@ class HostTraining(lightning.LightningModule):
         ]
 
     def _shape(self) -> dict[str, Any]:
-        return (
-            {"cells": 3, "things": (4, 8)}
-            if self.hparams["stage"] in ("patches", "windows")
-            else {"cells": 6, "things": (6, 16)}
-        )
+        small = self.hparams["stage"] in ("patches", "windows")
+        shape = {"cells": 3, "things": (4, 8)} if small else {"cells": 6, "things": (6, 16)}
+        return {**shape, "bystanders": (0.4, 1.0) if self.hparams["bystanders"] else (0.0, 0.0)}
 
     def train_dataloader(self) -> DataLoader[PackedScenes]:
         """Training batches from where the run stands."""

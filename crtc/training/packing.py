@@ -15,7 +15,19 @@ from transformers import PreTrainedTokenizerFast
 
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.glyphs.questions import FAMILIES, LEAD, RATIO, Question, ask
-from crtc.tasks.glyphs.scene import CELL, COLORS, NUMBER, PATCH, SHAPES, Box, Scene, Thing, make_scene, size_class
+from crtc.tasks.glyphs.scene import (
+    BYSTANDERS,
+    CELL,
+    COLORS,
+    NUMBER,
+    PATCH,
+    SHAPES,
+    Box,
+    Scene,
+    Thing,
+    make_scene,
+    size_class,
+)
 from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 
 GRID = 24
@@ -46,7 +58,7 @@ class PackedScenes:
     pixels: Float[Tensor, "B 3 H W"]
     patch: Int[Tensor, "B V"]  # index of every patch in the 24 x 24 grid
     labels: dict[str, Int[Tensor, "B V"]]
-    presence: Float[Tensor, "B P"]  # which colour-kind pairs the scene holds
+    presence: Float[Tensor, "B P"]  # which colour-kind pairs and which bystanders the scene holds
     ids: Int[Tensor, "B L"]  # questions and answers
     segment: Int[Tensor, "B L"]  # question that a token belongs to, -1 padding
     position: Int[Tensor, "B L"]  # place in its question
@@ -77,11 +89,14 @@ def pack(scenes: list[Scene], questions: int, random: np.random.Generator) -> Pa
     patch = (((corner[:, :1] + steps) * GRID)[:, :, None] + (corner[:, 1:] + steps)[:, None, :]).flatten(1)
     labels = {
         name: torch.from_numpy(np.stack([getattr(scene.labels, name) for scene in scenes])).flatten(1)
-        for name in ("kind", "color", "place", "middle", "size")
+        for name in ("kind", "color", "place", "middle", "size", "shade")
     }
     labels |= {"row": patch // GRID, "column": patch % GRID}  # where it is must survive the tower, for relations
     kinds = (*SHAPES, NUMBER)
-    presence = torch.zeros(len(scenes), len(COLORS) * len(kinds))
+    first = 1 + len(SHAPES) + 10  # class of the first bystander
+    present = [np.isin(first + np.arange(len(BYSTANDERS)), scene.labels.kind) for scene in scenes]
+    pairs = torch.zeros(len(scenes), len(COLORS) * len(kinds))
+    presence = torch.cat([pairs, torch.from_numpy(np.stack(present)).float()], 1)
     rows: list[dict[str, list[Any]]] = []
     families = torch.zeros(len(scenes), questions, dtype=torch.long)
     for index, scene in enumerate(scenes):
@@ -194,15 +209,15 @@ class Scenes(IterableDataset[PackedScenes]):
         batch_size: int,
         cells: int,
         things: tuple[int, int],
+        bystanders: tuple[float, float],
         questions: int,
     ):
         self.split, self.seed, self.start, self.stop = split, seed, start, stop
-        self.batch_size, self.cells, self.things, self.questions = batch_size, cells, things, questions
+        self.batch_size, self.questions = batch_size, questions
+        self.shape: dict[str, Any] = {"cells": cells, "things": things, "bystanders": bystanders}
 
     def __iter__(self) -> Iterator[PackedScenes]:
         for step in range(self.start, self.stop):
             numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-            scenes = [
-                make_scene(self.split, self.seed, number, cells=self.cells, things=self.things) for number in numbers
-            ]
-            yield pack(scenes, self.questions, np.random.default_rng([self.seed, step, self.cells]))
+            scenes = [make_scene(self.split, self.seed, number, **self.shape) for number in numbers]
+            yield pack(scenes, self.questions, np.random.default_rng([self.seed, step, self.shape["cells"]]))

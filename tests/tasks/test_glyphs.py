@@ -8,7 +8,7 @@ import pytest
 
 from crtc.tasks.glyphs.photographs import DIGIT_RANGE, PHOTOGRAPHS, SPLITS, digits, photographs
 from crtc.tasks.glyphs.questions import FAMILIES, ask
-from crtc.tasks.glyphs.scene import COLORS, NUMBER, SHAPES, make_scene, plural, shape_mask
+from crtc.tasks.glyphs.scene import BYSTANDERS, COLORS, NUMBER, SHAPES, make_scene, plural, shape_mask
 from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 from crtc.tasks.picture import Glyphs
 
@@ -73,12 +73,26 @@ def test_things_lie_inside_and_apart(scenes):
 
 
 def test_shape_masks_are_as_wide_as_asked():
-    for kind in SHAPES:
+    for kind in (*SHAPES, *BYSTANDERS):
         mask = shape_mask(kind, 16)
         assert mask.shape[1] == 16 and mask.min() >= 0 and mask.max() == 1
     assert shape_mask("bar", 16).shape[0] < 8
-    with pytest.raises(ValueError, match="shape is 'heart'"):
-        shape_mask("heart", 16)
+    with pytest.raises(ValueError, match="shape is 'spiral'"):
+        shape_mask("spiral", 16)
+
+
+def test_bystanders_stand_in_free_cells_and_nobody_asks_about_them():
+    bare = make_scene("test", 0, 3, bystanders=(0.0, 0.0))
+    full = make_scene("test", 0, 3, bystanders=(1.0, 1.0))
+    assert bare.things == full.things and not (bare.labels.kind > 18).any()
+    occupied = np.zeros((6, 6), dtype=bool)
+    for first_row, first_column, last_row, last_column in (thing.cells for thing in full.things):
+        occupied[first_row : last_row + 1, first_column : last_column + 1] = True
+    stands = (full.labels.kind > 18).reshape(6, 4, 6, 4).any(axis=(1, 3))
+    assert (stands == ~occupied).all()
+    under_things = (full.labels.kind > 0) & (full.labels.kind <= 18)
+    assert (full.labels.kind == bare.labels.kind)[under_things].all()
+    assert (full.labels.shade[full.labels.kind != 0] == -100).all() and full.labels.shade.max() < 8
 
 
 def things_of(scene, words):

@@ -2,7 +2,9 @@
 
 A scene is laid out on cells of 32 x 32 pixels. Objects are shapes of 8 kinds (11 to 52 pixels) or numbers of one to
 three handwritten digits, in 8 colours. Between them lie things that no question asks for: strokes, grey polygons,
-patches of other photographs. Everything follows from `(split, seed, index)`.
+patches of other photographs, and bystanders, small shapes of other kinds in other colours, as plain to see as what is
+asked about. Without bystanders nearly all that stands out is asked about, and any covering of the tokens keeps it.
+Everything follows from `(split, seed, index)`.
 """
 
 import math
@@ -12,6 +14,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from scipy.ndimage import map_coordinates
 
 from crtc.tasks.glyphs.photographs import SPLITS, Array, Split, digits, photographs
 
@@ -27,6 +30,19 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES = ("disc", "square", "triangle", "plus", "cross", "ring", "star", "bar")
 NUMBER = "number"
+BYSTANDER_COLORS: dict[str, tuple[float, float, float]] = {
+    "brown": (0.42, 0.26, 0.12),
+    "pink": (1.00, 0.62, 0.76),
+    "olive": (0.48, 0.50, 0.12),
+    "teal": (0.02, 0.42, 0.42),
+    "maroon": (0.42, 0.02, 0.12),
+    "navy": (0.06, 0.06, 0.36),
+    "silver": (0.68, 0.70, 0.72),
+    "black": (0.02, 0.02, 0.02),
+}
+BYSTANDERS = ("moon", "heart", "arrow", "hourglass", "tee", "ell", "dome", "stripes")
+SHADES = 8
+"""Classes of brightness of a patch of background."""
 CELL = 32
 PATCH = 8
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
@@ -55,11 +71,12 @@ class Thing:
 class PatchLabels:
     """What covers each 8 x 8 patch, for the dense auxiliary loss of host training; -100 where it is a draw."""
 
-    kind: npt.NDArray[np.int64]  # 0 background, 1..8 shapes, 9..18 digits
-    color: npt.NDArray[np.int64]  # 0 background, 1..8
+    kind: npt.NDArray[np.int64]  # 0 background, 1..8 shapes, 9..18 digits, 19..26 bystanders
+    color: npt.NDArray[np.int64]  # 0 background, 1..8, 9..16 of bystanders
     place: npt.NDArray[np.int64]  # 0 no digit, 1..3 the digit's place in its number
     middle: npt.NDArray[np.int64]  # 1 where a thing has its centre
     size: npt.NDArray[np.int64]  # 0 background, 1..6 height class of the thing
+    shade: npt.NDArray[np.int64]  # 0..7 brightness of background, -100 under a thing
 
 
 @dataclass(frozen=True)
@@ -71,24 +88,43 @@ class Scene:
     labels: PatchLabels = field(repr=False)
 
 
-def make_scene(split: Split, seed: int, index: int, *, cells: int = 6, things: tuple[int, int] = (8, 14)) -> Scene:
-    """Draw scene `index` of a split: `cells` x `cells` cells with between `things[0]` and `things[1]` objects."""
+def make_scene(
+    split: Split,
+    seed: int,
+    index: int,
+    *,
+    cells: int = 6,
+    things: tuple[int, int] = (8, 14),
+    bystanders: tuple[float, float] = (0.6, 1.0),
+) -> Scene:
+    """Draw scene `index` of a split.
+
+    Args:
+        split: whose photographs and digits are used.
+        seed: of the scenes.
+        index: of the scene.
+        cells: the picture has `cells` x `cells` cells.
+        things: least and largest number of objects.
+        bystanders: least and largest share of the free cells that hold one or two bystanders.
+    """
     random = np.random.default_rng([SPLITS.index(split), seed, index, cells])
     canvas = _background(random, split, cells * CELL)
     _clutter(random, canvas, split, count=cells)
     free = np.ones((cells, cells), dtype=bool)
     side = cells * CELL // PATCH
-    coverage = np.zeros((side, side), dtype=np.float32)
     best = np.zeros((side, side), dtype=np.float32)
-    labels = PatchLabels(*(np.zeros((side, side), dtype=np.int64) for _ in range(5)))
+    labels = PatchLabels(*(np.zeros((side, side), dtype=np.int64) for _ in range(6)))
     placed: list[Thing] = []
     for _ in range(int(random.integers(things[0], things[1] + 1))):
-        thing = _place(random, canvas, free, split, labels, coverage, best)
+        thing = _place(random, canvas, free, split, labels, best)
         if thing is not None:
             placed.append(thing)
+    _stand_by(random, canvas, free, labels, best, share=random.uniform(*bystanders))
     canvas += random.normal(0, 0.02, canvas.shape).astype(np.float32)
     _leave_draws_open(labels, best)
     image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
+    bright = image.reshape(side, PATCH, side, PATCH, 3).mean(axis=(1, 3, 4))
+    labels.shade[:] = np.where(best > 0, -100, bright.astype(np.int64) * SHADES // 256)
     return Scene(image, tuple(placed), labels)
 
 
@@ -146,7 +182,6 @@ def _place(
     free: npt.NDArray[np.bool_],
     split: Split,
     labels: PatchLabels,
-    coverage: Array,
     best: Array,
 ) -> Thing | None:
     kind = NUMBER if random.random() < 0.3 else SHAPES[random.integers(len(SHAPES))]
@@ -158,7 +193,8 @@ def _place(
         if len(chosen) > 1 and values[chosen[0]] == 0:
             chosen = chosen[1:] if len(chosen) == 2 else chosen[:1]
         size = int(random.integers(14, 25)) if len(chosen) == 1 else int(random.integers(14, 21))
-        parts = [(_scaled(ink[i], size), 9 + int(values[i])) for i in chosen]
+        slants = [_slant(random) if split == "train" else np.eye(2) for _ in chosen]
+        parts = [(_scaled(ink[i], size, slant), 9 + int(values[i])) for i, slant in zip(chosen, slants, strict=True)]
         value = "".join(str(values[i]) for i in chosen)
     else:
         size = int(
@@ -188,22 +224,56 @@ def _place(
         h, w = mask.shape
         region = canvas[top : top + h, x : x + w]
         region += mask[..., None] * (paint - region)
-        _cover(
-            labels, coverage, best, mask, top, x, label, 1 + list(COLORS).index(color), place * (kind == NUMBER), size
-        )
+        _cover(labels, best, mask, top, x, label, 1 + list(COLORS).index(color), place * (kind == NUMBER), size)
         x += w + 1
     labels.middle[(top + height // 2) // PATCH, (left + width // 2) // PATCH] = 1
     box = (left, top, left + width, top + height)
     return Thing(kind, color, value, size, box, (row, column, row + rows - 1, column + columns - 1))
 
 
-def _scaled(ink: Array, size: int) -> Array:
+def _stand_by(
+    random: np.random.Generator,
+    canvas: Array,
+    free: npt.NDArray[np.bool_],
+    labels: PatchLabels,
+    best: Array,
+    *,
+    share: float,
+) -> None:
+    """Fill a share of the free cells with one bystander, or with two small ones in opposite corners."""
+    spots = np.argwhere(free)
+    chosen = spots[random.permutation(len(spots))[: round(share * len(spots))]]
+    for row, column in chosen * CELL:
+        pair = bool(random.random() < 0.5)
+        for corner in range(1 + pair):
+            kind, color = int(random.integers(len(BYSTANDERS))), int(random.integers(len(BYSTANDER_COLORS)))
+            size = int(random.integers(9, 14) if pair else random.integers(11, 25))
+            mask = shape_mask(BYSTANDERS[kind], size)
+            room = (CELL // 2 if pair else CELL) - size
+            top, left = (int(i) + corner * CELL // 2 + int(random.integers(1, room)) for i in (row, column))
+            paint = np.array(list(BYSTANDER_COLORS.values())[color]) + random.normal(0, 0.03, 3)
+            region = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
+            region += mask[..., None] * (np.clip(paint, 0, 1).astype(np.float32) - region)
+            labels.middle[(top + mask.shape[0] // 2) // PATCH, (left + mask.shape[1] // 2) // PATCH] = 1
+            label = 9 + 10 + kind
+            _cover(labels, best, mask, top, left, label, 1 + len(COLORS) + color, 0, size)
+
+
+def _slant(random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """A small turn, shear and stretch: training reads 1,200 digits, and other hands must not surprise it."""
+    turn, shear = random.normal(0, 0.12), random.normal(0, 0.12)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    slant: npt.NDArray[np.float64] = (
+        rotation @ np.array([[1.0, 0.0], [shear, 1.0]]) @ np.diag(random.uniform(0.9, 1.1, 2))
+    )
+    return slant
+
+
+def _scaled(ink: Array, size: int, slant: npt.NDArray[np.float64]) -> Array:
     """An 8 x 8 digit at `size` pixels height, bilinear, its two empty border columns cut."""
-    position = np.clip((np.arange(size) + 0.5) * 8 / size - 0.5, 0, 7)
-    low = np.minimum(position.astype(np.int64), 6)
-    weight = (position - low).astype(np.float32)
-    rows = ink[low] * (1 - weight)[:, None] + ink[low + 1] * weight[:, None]
-    scaled: Array = rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
+    axis = (np.arange(size) + 0.5) * 8 / size - 4
+    places = np.einsum("ij,jrc->irc", slant, np.stack(np.meshgrid(axis, axis, indexing="ij"))) + 3.5
+    scaled: Array = map_coordinates(ink, places, order=1, mode="nearest").astype(np.float32)
     margin = size // 8
     return scaled[:, margin : size - margin]
 
@@ -236,15 +306,31 @@ def shape_mask(kind: str, size: int) -> Array:
         ) < outer * inner * np.sin(step)
     elif kind == "bar":
         inside = abs(y) < 0.34
+    elif kind == "moon":
+        inside = (radius < 1) & (np.hypot(x - 0.5, y) > 0.75)
+    elif kind == "heart":
+        u, v = 1.2 * x, 0.15 - 1.2 * y
+        inside = (u**2 + v**2 - 1) ** 3 < u**2 * v**3
+    elif kind == "arrow":
+        inside = ((abs(y) < 0.28) & (x < 0)) | ((x >= 0) & (abs(y) < 1 - x))
+    elif kind == "hourglass":
+        inside = abs(x) < abs(y)
+    elif kind == "tee":
+        inside = (y < -0.4) | (abs(x) < 0.3)
+    elif kind == "ell":
+        inside = (x < -0.4) | (y > 0.4)
+    elif kind == "dome":
+        inside = (np.hypot(x, (y + 1) / 2 - 1) < 1) & (y < 0.6)
+    elif kind == "stripes":
+        inside = np.mod((y + 1) * 2.5, 2) < 1
     else:
-        raise ValueError(f"shape is {kind!r}, expected one of {SHAPES}")
+        raise ValueError(f"shape is {kind!r}, expected one of {(*SHAPES, *BYSTANDERS)}")
     mask: Array = inside.reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING).mean(axis=(1, 3)).astype(np.float32)
     return mask[mask.any(axis=1)]
 
 
 def _cover(
     labels: PatchLabels,
-    coverage: Array,
     best: Array,
     mask: Array,
     top: int,
@@ -262,7 +348,6 @@ def _cover(
     padded[top % PATCH : top % PATCH + mask.shape[0], left % PATCH : left % PATCH + mask.shape[1]] = mask
     share = padded.reshape(rows, PATCH, columns, PATCH).mean(axis=(1, 3))
     at = (slice(first_row, first_row + rows), slice(first_column, first_column + columns))
-    coverage[at] += share
     wins = share > best[at]
     best[at] = np.where(wins, share, best[at])
     class_of_size = size_class(size)
