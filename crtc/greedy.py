@@ -96,6 +96,28 @@ def marginal_relevance(
     return _greedy(_best(relevance, valid), after, valid, k)
 
 
+def suppression(
+    score: Float[Tensor, "G M"], weight: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"]
+) -> Bool[Tensor, "G M"]:
+    """Next is the largest score; it lowers every other one by its own times the weight between them. O(M) a step.
+
+    A score that has become negative lowers nothing.
+
+    Args:
+        score: to begin with.
+        weight: in [0, 1], how much of one score is taken off another.
+    """
+    rows = torch.arange(len(weight), device=weight.device)
+    left = score
+
+    def after(current: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:
+        nonlocal left
+        left = left - weight[rows, current] * left[rows, current].clamp(min=0)[:, None]
+        return left
+
+    return _greedy(_best(score, valid), after, valid, k)
+
+
 def coverage(
     benefit: Float[Tensor, "G R M"],
     valid: Bool[Tensor, "G M"],

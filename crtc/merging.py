@@ -63,6 +63,29 @@ def mean(
     return own / total.gather(1, target).masked_fill(~joins, 1)
 
 
+def central_members(
+    likeness: Float[Tensor, "G M M"], label: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"]
+) -> Int[Tensor, "G M"]:
+    """Owner map: every token joins the member of its cluster that is nearest in direction to the cluster's mean.
+
+    Args:
+        likeness: cosines.
+        label: of every token's cluster, in [0, M).
+    """
+    # how well a member stands for all: the sum of its likeness to them points as the mean of directions does
+    member = (label[:, :, None] == label[:, None]) & valid[:, None] & valid[..., None]
+    central = (likeness * member).sum(-1)
+    best = central.new_full(central.shape, -torch.inf).scatter_reduce(
+        1, label, central.masked_fill(~valid, -torch.inf), "amax"
+    )
+    near = valid & (central >= best.gather(1, label) - 1e-5)
+    places = torch.arange(label.shape[1], device=label.device).expand_as(label)
+    first = torch.full_like(label, label.shape[1]).scatter_reduce(
+        1, label, places.masked_fill(~near, label.shape[1]), "amin"
+    )
+    return first.gather(1, label).masked_fill(~valid, DROPPED)
+
+
 def centres(owner: Int[Tensor, "G M"]) -> Bool[Tensor, "G M"]:
     """The kept tokens of an owner map: those that own themselves."""
     return owner == torch.arange(owner.shape[1], device=owner.device)

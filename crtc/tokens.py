@@ -15,7 +15,7 @@ CONTEXT = -1
 """Group of tokens that are never dropped, such as the question."""
 DROPPED = -1
 
-SignalName = Literal["cls_attention", "received_attention", "keys", "features"]
+SignalName = Literal["cls_attention", "received_attention", "shallow_attention", "keys", "features"]
 SIGNALS: tuple[SignalName, ...] = get_args(SignalName)
 
 
@@ -26,12 +26,14 @@ class Signals:
     Args:
         cls_attention: softmax attention of the vision tower's [CLS] query, mean over heads.
         received_attention: attention a token receives from all queries of its image, mean over heads and queries.
-        keys: keys of the same layer, mean over heads.
+        shallow_attention: attention received in the layer that is three eighths up the tower, as layer 9 of 24.
+        keys: keys of the layer that feeds the projector, mean over heads.
         features: encoder states before the projector.
     """
 
     cls_attention: Float[Tensor, " N"] | None = None
     received_attention: Float[Tensor, " N"] | None = None
+    shallow_attention: Float[Tensor, " N"] | None = None
     keys: Float[Tensor, "N Dk"] | None = None
     features: Float[Tensor, "N De"] | None = None
 

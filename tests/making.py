@@ -53,6 +53,7 @@ def make_tokens(
         received_attention=rows_of(1)[:, 0].abs() * inside,
         keys=rows_of(channels) * inside[:, None],
         features=rows_of(channels) * inside[:, None],
+        shallow_attention=rows_of(1)[:, 0].abs() * inside,
     )
     return Tokens(
         features, torch.tensor(kind), torch.tensor(sequence), torch.tensor(group), torch.tensor(grid), signals
@@ -65,6 +66,8 @@ def make_image(
     columns: int | None = None,
     text: list[list[float]] | None = None,
     cls_attention: list[float] | None = None,
+    received_attention: list[float] | None = None,
+    shallow_attention: list[float] | None = None,
     keys: list[list[float]] | None = None,
 ) -> Tokens:
     """One image with the features given, in rows of `columns`, and the text after it."""
@@ -83,7 +86,12 @@ def make_image(
         given = torch.tensor(rows)
         return torch.cat([given, given.new_zeros(len(words), *given.shape[1:])])
 
-    signals = Signals(cls_attention=padded(cls_attention), keys=padded(keys))
+    signals = Signals(
+        cls_attention=padded(cls_attention),
+        received_attention=padded(received_attention),
+        shallow_attention=padded(shallow_attention),
+        keys=padded(keys),
+    )
     return Tokens(torch.cat([visual, words]), kind, torch.zeros(total, dtype=torch.long), group, grid, signals)
 
 
@@ -120,6 +128,7 @@ def make_golden(seed: int, *, rows: int = 12, columns: int = 12, channels: int =
     image, text = draw(num, channels) + 0.7 * lift, draw(num_text, channels) + 0.3 * lift
     features, keys = draw(num, channels) + 0.7 * draw(channels), draw(num, channels) + 0.7 * draw(channels)
     attention, received = draw(num).mul(1.5).softmax(0), draw(num).mul(1.5).softmax(0)
+    shallow = draw(num).mul(1.5).softmax(0)  # drawn last, so that what came before it stays as it was
     empty = torch.zeros(num_text)
     cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
     return Tokens(
@@ -131,6 +140,7 @@ def make_golden(seed: int, *, rows: int = 12, columns: int = 12, channels: int =
         Signals(
             cls_attention=torch.cat([attention, empty]),
             received_attention=torch.cat([received, empty]),
+            shallow_attention=torch.cat([shallow, empty]),
             keys=torch.cat([keys, torch.zeros(num_text, channels)]),
             features=torch.cat([features, torch.zeros(num_text, channels)]),
         ),

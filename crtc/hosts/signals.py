@@ -26,7 +26,8 @@ def capture(
     """Run the tower and projector once and keep the wanted signals, `[images, rows, ...]` each.
 
     Queries and keys are read off the projections of the attention layer whose output is the selected feature layer (the
-    last one of several), so any attention implementation will do. A tower without [CLS] gives no `cls_attention`.
+    last one of several), so any attention implementation will do; `shallow_attention` is of the layer three eighths up
+    the tower. A tower without [CLS] gives no `cls_attention`.
 
     Args:
         model: the host.
@@ -49,30 +50,49 @@ def capture(
             attention = _attention(model.model.vision_tower, feature_layer)
             for name, part in (("queries", attention.q_proj), ("keys", attention.k_proj)):
                 hooks.callback(part.register_forward_hook(_keep_output(seen, name)).remove)
+        if "shallow_attention" in names:
+            shallow = _shallow(model.model.vision_tower)
+            for name, part in (("shallow queries", shallow.q_proj), ("shallow keys", shallow.k_proj)):
+                hooks.callback(part.register_forward_hook(_keep_output(seen, name)).remove)
         output = run()
     signals: dict[SignalName, Tensor] = {}
     if "features" in names:
         signals["features"] = seen["features"]
     if names - {"features"}:
         first = int(drop_first)
-        queries, keys = (
-            seen[name].view(*seen[name].shape[:2], attention.num_heads, -1) for name in ("queries", "keys")
-        )
+        queries, keys = (_by_head(seen[name], attention) for name in ("queries", "keys"))
         if "keys" in names:
             signals["keys"] = keys.mean(2)[:, first:]
         if "cls_attention" in names and hasattr(model.model.vision_tower.embeddings, "class_embedding"):
             signals["cls_attention"] = _weights(queries[:, :1], keys, attention.scale)[:, 0, first:]
         if "received_attention" in names:
             signals["received_attention"] = _received(queries, keys, attention.scale)[:, first:]
+        if "shallow_attention" in names:
+            queries, keys = (_by_head(seen[f"shallow {name}"], shallow) for name in ("queries", "keys"))
+            signals["shallow_attention"] = _received(queries, keys, shallow.scale)[:, first:]
     return output, signals
 
 
-def _attention(tower: nn.Module, feature_layer: int | list[int]) -> Any:
+def _layers(tower: nn.Module) -> Any:
     layers = getattr(getattr(tower, "encoder", None), "layers", None)
     if layers is None or not hasattr(layers[0], "self_attn"):
         raise ValueError(
             f"{type(tower).__name__} has no encoder.layers with self_attn, its attention cannot be captured"
         )
+    return layers
+
+
+def _shallow(tower: nn.Module) -> Any:
+    layers = _layers(tower)
+    return layers[max(1, round(len(layers) * 3 / 8)) - 1].self_attn
+
+
+def _by_head(rows: Float[Tensor, "I P D"], attention: Any) -> Float[Tensor, "I P H d"]:
+    return rows.view(*rows.shape[:2], attention.num_heads, -1)
+
+
+def _attention(tower: nn.Module, feature_layer: int | list[int]) -> Any:
+    layers = _layers(tower)
     state = feature_layer if isinstance(feature_layer, int) else feature_layer[-1]
     state = state if state >= 0 else len(layers) + 1 + state
     if not 1 <= state <= len(layers):

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crtc.merging import make_plan, mean
+from crtc.merging import central_members, make_plan, mean
 from crtc.methods.method import Method
 from crtc.similarity import cosine
-from crtc.tokens import DROPPED, Groups, Plan, Tokens
+from crtc.tokens import Groups, Plan, Tokens
 
 Linkage = Literal["average", "single", "complete"]
 
@@ -40,18 +40,7 @@ class Agglomerative(Method):
         groups = Groups.of(tokens)
         likeness = cosine(groups.gather(tokens.x))
         label = agglomerate(1 - likeness, groups.valid, k, self.linkage)
-        # how well a member stands for all: the sum of its likeness to them points as the mean of directions does
-        member = (label[:, :, None] == label[:, None]) & groups.valid[:, None] & groups.valid[..., None]
-        central = (likeness * member).sum(-1)
-        best = central.new_full(central.shape, -torch.inf).scatter_reduce(
-            1, label, central.masked_fill(~groups.valid, -torch.inf), "amax"
-        )
-        near = groups.valid & (central >= best.gather(1, label) - 1e-5)
-        places = torch.arange(label.shape[1], device=label.device).expand_as(label)
-        first = torch.full_like(label, label.shape[1]).scatter_reduce(
-            1, label, places.masked_fill(~near, label.shape[1]), "amin"
-        )
-        owner = first.gather(1, label).masked_fill(~groups.valid, DROPPED)
+        owner = central_members(likeness, label, groups.valid)
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from crtc.methods.method import ScoreMethod
 from crtc.relevance import text_relevance
-from crtc.selection import top_k
-from crtc.similarity import cosine
+from crtc.similarity import nearest_neighbors
 from crtc.tokens import Groups, Tokens
 
 Start = Literal["question", "uniform"]
@@ -65,16 +64,6 @@ class PersonalizedPageRank(ScoreMethod):
         score = torch.zeros(len(tokens), device=tokens.x.device)
         score[tokens.candidates] = visits[groups.valid]
         return score
-
-
-def nearest_neighbors(x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], num: int) -> Float[Tensor, "G M M"]:
-    """Symmetric adjacency: the cosine where it is positive and one of the two is among the other's `num` nearest."""
-    likeness = cosine(x)
-    own = torch.eye(likeness.shape[1], dtype=torch.bool, device=x.device)
-    possible = valid[:, None] & valid[..., None] & ~own
-    width = torch.full((possible.shape[:2].numel(),), num, device=x.device)
-    near = top_k(likeness.flatten(0, 1), possible.flatten(0, 1), width).view(possible.shape) & possible
-    return likeness.clamp(min=0) * (near | near.transpose(1, 2))
 
 
 def page_rank(

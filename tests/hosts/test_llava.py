@@ -60,6 +60,8 @@ def test_signals_equal_eager_attentions(make_llava, make_prompts, feature_layer)
     torch.testing.assert_close(
         signals.received_attention[inside], attention.mean(1)[:, 1:].flatten(), atol=1e-6, rtol=0
     )
+    shallow = tower.attentions[0].mean(1).mean(1)[:, 1:]  # layer 1 of 3, as 9 of 24
+    torch.testing.assert_close(signals.shallow_attention[inside], shallow.flatten(), atol=1e-6, rtol=0)
     state = tower.hidden_states[feature_layer][:, 1:]
     torch.testing.assert_close(signals.features[inside], state.flatten(0, 1), atol=1e-5, rtol=0)
     attending = eager.model.vision_tower.encoder.layers[layer]
@@ -74,7 +76,7 @@ def test_signals_equal_eager_attentions(make_llava, make_prompts, feature_layer)
 def test_tower_without_cls(make_llava, make_prompts):
     model = make_llava(tower="siglip", strategy="full", feature_layer=-1)
     signals = encode(model, make_prompts(), SIGNALS).tokens.signals
-    assert signals.present == {"received_attention", "keys", "features"}
+    assert signals.present == {"received_attention", "shallow_attention", "keys", "features"}
     assert signals.received_attention.view(-1)[3:12].sum().item() == pytest.approx(1, abs=1e-5)
 
 

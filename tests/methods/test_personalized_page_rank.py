@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from crtc.methods import PersonalizedPageRank
-from crtc.methods.personalized_page_rank import nearest_neighbors, page_rank
+from crtc.methods.personalized_page_rank import page_rank
 from crtc.relevance import text_relevance
+from crtc.similarity import nearest_neighbors
 from crtc.tokens import Groups
 from tests.making import make_image, make_tokens
 
