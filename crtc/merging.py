@@ -64,22 +64,23 @@ def mean(
 
 
 def central_members(
-    likeness: Float[Tensor, "G M M"], label: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"]
+    x: Float[Tensor, "G M D"], label: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"]
 ) -> Int[Tensor, "G M"]:
     """Owner map: every token joins the member of its cluster that is nearest in direction to the cluster's mean.
 
     Args:
-        likeness: cosines.
+        x: features.
         label: of every token's cluster, in [0, M).
     """
-    # how well a member stands for all: the sum of its likeness to them points as the mean of directions does
-    member = (label[:, :, None] == label[:, None]) & valid[:, None] & valid[..., None]
-    central = (likeness * member).sum(-1)
+    x = x.float()
+    places = torch.arange(label.shape[1], device=label.device).expand_as(label)
+    member = (label[:, None] == places[..., None]) & valid[:, None]  # a product, so that sums do not vary on a GPU
+    mean = F.normalize(member.to(x.dtype) @ x, dim=-1).gather(1, label[..., None].expand_as(x))
+    central = (F.normalize(x, dim=-1) * mean).sum(-1)
     best = central.new_full(central.shape, -torch.inf).scatter_reduce(
         1, label, central.masked_fill(~valid, -torch.inf), "amax"
     )
-    near = valid & (central >= best.gather(1, label) - 1e-5)
-    places = torch.arange(label.shape[1], device=label.device).expand_as(label)
+    near = valid & (central >= best.gather(1, label) - 1e-6)  # rounding must not decide between members alike
     first = torch.full_like(label, label.shape[1]).scatter_reduce(
         1, label, places.masked_fill(~near, label.shape[1]), "amin"
     )

@@ -27,7 +27,6 @@ class Agglomerative(Method):
 
     source = "agglomerative clustering, as a baseline in PACT, arXiv 2504.08966"
     family = "clustering"
-    uses_order = True  # of the two members of a pair the earlier one stands for both
 
     def __init__(self, linkage: Linkage = "average"):
         super().__init__()
@@ -38,9 +37,9 @@ class Agglomerative(Method):
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Keep one token for each of `k[g]` clusters of every group."""
         groups = Groups.of(tokens)
-        likeness = cosine(groups.gather(tokens.x))
-        label = agglomerate(1 - likeness, groups.valid, k, self.linkage)
-        owner = central_members(likeness, label, groups.valid)
+        x = groups.gather(tokens.x)
+        label = agglomerate(1 - cosine(x), groups.valid, k, self.linkage)
+        owner = central_members(x, label, groups.valid)
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
 
 

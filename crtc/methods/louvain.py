@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crtc.merging import central_members, make_plan, mean
 from crtc.methods.method import Method
-from crtc.similarity import cosine, nearest_neighbors
+from crtc.similarity import nearest_neighbors
 from crtc.tokens import Groups, Plan, Tokens
 
 
@@ -51,7 +51,7 @@ class Louvain(Method):
             for community in self.communities(graph[:size, :size], num):
                 label[row, list(community)] = min(community)
         label = join(edges.double(), label, groups.valid, k, self.resolution)
-        owner = central_members(cosine(x), label, groups.valid)
+        owner = central_members(x, label, groups.valid)
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
 
     def communities(self, edges: Float[Tensor, "n n"], least: int) -> list[set[int]]:

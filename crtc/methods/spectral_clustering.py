@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from crtc.clustering import k_means
 from crtc.merging import central_members, make_plan, mean
 from crtc.methods.method import Method
-from crtc.similarity import cosine, nearest_neighbors
+from crtc.similarity import nearest_neighbors
 from crtc.tokens import Groups, Plan, Tokens
 
 
@@ -41,7 +41,7 @@ class SpectralClustering(Method):
         x = groups.gather(tokens.x)
         place = spectral_embedding(nearest_neighbors(x, groups.valid, self.neighbors), groups.valid, k)
         label = k_means(place, groups.valid, k, seed=self.seed)
-        owner = central_members(cosine(x), label.clamp(min=0), groups.valid)
+        owner = central_members(x, label.clamp(min=0), groups.valid)
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
 
 

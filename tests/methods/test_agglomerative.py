@@ -24,7 +24,7 @@ def test_equals_scikit_learn(linkage: Linkage, count: int) -> None:
     for place in plan.size.topk(1).indices.tolist():
         torch.testing.assert_close(rows[place], x[slot == place].mean(0))
         inside = F.normalize(x[slot == place], dim=-1)
-        nearest = (inside @ inside.sum(0)).argmax()
+        nearest = (inside @ x[slot == place].mean(0)).argmax()
         assert int(plan.kept[place]) == int((slot == place).nonzero()[0][nearest])
 
 

@@ -31,3 +31,5 @@ def test_keeps_what_the_authors_code_keeps(golden: dict[str, Any]) -> None:
             expected = torch.tensor(case["rows"])
             rows = apply(plan, tokens.x)[:, : expected.shape[1]]
             torch.testing.assert_close(rows[rows[:, 0].argsort()], expected, atol=1e-5, rtol=0)
+        if "sizes" in case:
+            assert plan.size.tolist() == case["sizes"], case["seed"]
