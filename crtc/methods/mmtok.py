@@ -1,4 +1,4 @@
-"""MMTok: maximal coverage of both the question and the image (2026)."""
+"""MMTok: maximal coverage of both the question and the image (2508.18264)."""
 
 import torch
 from jaxtyping import Int
@@ -14,11 +14,14 @@ from crtc.tokens import Groups, Plan, Tokens
 
 
 class MMTok(Method):
-    """Greedy maximum of sum_t max_s M(t, s) + weight * sum_v max_s M(v, s) over the kept tokens s.
+    """Greedy maximum of mean_t max_s M(t, s) + weight * mean_v max_s M(v, s) over the kept tokens s.
 
     M(t, s) is the softmax over s of cos(t, x_s) / text_temperature for the words t of the question, M(v, s) that of
-    cos(f_v, f_s) / temperature with the features f before the projector. Both sums are monotone and submodular, so the
-    greedy choice reaches 1 - 1/e of the best. Dropped tokens give their mass to the kept token most like them.
+    cos(f_v, f_s) / temperature with the features f before the projector. Both means are monotone and submodular, so
+    the greedy choice reaches 1 - 1/e of the best.
+
+    Deviations: all text of the sequence is to be covered, where the code for LLaVA picks keywords of the question;
+    dropped tokens give their mass to the kept token most like them.
 
     Args:
         weight: of covering the image.
@@ -26,7 +29,8 @@ class MMTok(Method):
         temperature: of the softmax for visual tokens.
     """
 
-    source = "MMTok, maximum coverage"
+    source = "MMTok, arXiv 2508.18264, maximum coverage"
+    licence = "Apache-2.0"
     family = "diversity"
     needs = frozenset({"text", "features"})
     question_aware = True
@@ -51,5 +55,7 @@ class MMTok(Method):
         others = ~groups.valid[:, None]
         asked = (words @ seen.transpose(1, 2) / self.text_temperature).masked_fill(others, -torch.inf).softmax(-1)
         looks = (cosine(groups.gather(features)) / self.temperature).masked_fill(others, -torch.inf).softmax(-1)
-        benefit = torch.cat([asked * spoken[..., None], self.weight * looks * groups.valid[..., None]], 1)
+        asked = asked * spoken[..., None] / spoken.sum(1).clamp(min=1)[:, None, None]
+        looks = looks * groups.valid[..., None] / groups.valid.sum(1)[:, None, None]
+        benefit = torch.cat([asked, self.weight * looks], 1)
         return give_mass(tokens, groups, coverage(benefit, groups.valid, k))
