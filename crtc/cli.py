@@ -22,7 +22,7 @@ from crtc.evaluation import Evaluation
 from crtc.evaluation.drawing import curves
 from crtc.evaluation.report import markdown, save
 from crtc.hosts.embedded import image_tokens, load_host
-from crtc.methods import Method, catalogue, get_method
+from crtc.methods import Method, catalogue, get_method, golden
 from crtc.methods.reinforced import Reinforced
 from crtc.showing import answer, overlays
 from crtc.tasks.glyphs.photographs import Split
@@ -194,21 +194,32 @@ def methods(markdown: bool = False) -> None:
     """List the methods with family, needs, and source.
 
     Args:
-        markdown: as the table of the README.
+        markdown: as the table of the README, which says as well how faithful each is to what was published.
     """
-    rows = [("method", "family", "sees question", "needs", "source")]
+    rows: list[tuple[str, ...]] = [("method", "family", "sees question", "needs", "source")]
     for name, kind in catalogue().items():
         one = kind.for_width(8)
         rows.append(
             (name, one.family, "yes" if one.question_aware else "no", ", ".join(sorted(one.needs)) or "-", one.source)
         )
     if markdown:
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        rows = [(*row, *more) for row, more in zip(rows, _fidelity(), strict=True)]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         lines.insert(1, "|---" * len(rows[0]) + "|")
     else:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     print("\n".join(lines))
+
+
+def _fidelity() -> list[tuple[str, ...]]:
+    """Head and rows of what the README says beyond the list: how every method relates to its authors' code."""
+    compared = golden()
+    rows: list[tuple[str, ...]] = [("published to act", "licence of its code", "golden", "deviations")]
+    for name, kind in catalogue().items():
+        checked = "?" if compared is None else "yes" if name in compared else "no"
+        rows.append((kind.place, kind.licence, checked, kind.deviations() or "-"))
+    return rows
 
 
 def _open(path: str) -> Image.Image:

@@ -51,9 +51,14 @@ def test_methods(capsys: Output) -> None:
 def test_methods_as_markdown(capsys: Output) -> None:
     main(["methods", "--markdown", "true"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "|---|---|---|---|---|"
-    assert [line.split("|")[1].strip() for line in lines[2:]] == list(catalogue())
-    assert all(line.count("|") == 6 for line in lines)
+    assert lines[1] == "|---" * 9 + "|"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[0] for row in cells[2:]] == list(catalogue())
+    assert all(len(row) == 9 for row in cells)
+    rows = {row[0]: row[5:] for row in cells[2:]}
+    assert rows["tome"][:3] == ["in the encoder", "CC-BY-NC-4.0", "yes"]
+    assert rows["random"] == ["after the projector", "-", "no", "-"]
+    assert rows["div_prune"][3].startswith("distances in float32; ties go to the earlier token")
 
 
 def test_show(tmp_path: Path, capsys: Output) -> None:

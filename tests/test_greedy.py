@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crtc.greedy import coverage, dpp, farthest_points, marginal_relevance, max_min, min_sum
+from crtc.greedy import coverage, dpp, farthest_points, marginal_relevance, max_min, min_sum, suppression
 
 SIZES, K = [9, 5, 1], [4, 5, 1]
 
@@ -136,3 +136,30 @@ def test_copies_are_all_taken_when_nothing_else_is_left() -> None:
         dpp(same, valid, k),
     ):
         assert picked(mask) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_suppression(seed: int) -> None:
+    points, valid, k = batch(seed)
+    score = points[..., 0].abs() * valid
+    weight = (-torch.cdist(points, points)).exp()
+    chosen = picked(suppression(score, weight, valid, k))
+    for row, size in enumerate(SIZES):
+
+        def left(done: list[int], token: int, row: int = row, size: int = size) -> float:
+            now, order = score[row].clone(), []
+            for _ in done:
+                best = max((i for i in range(size) if i not in order), key=lambda i: float(now[i]))
+                order.append(best)
+                now = now - weight[row, best] * now[best].clamp(min=0)
+            return float(now[token])
+
+        assert chosen[row] == alone(left, size, K[row])
+
+
+def test_suppression_takes_off_the_share_of_the_weight() -> None:
+    score = torch.tensor([[1.0, 0.9, 0.5]])
+    weight = torch.tensor([[[1.0, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]])
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    assert picked(suppression(score, weight, valid, torch.tensor([2]))) == [[0, 2]]
+    assert picked(suppression(score, 0.5 * weight, valid, torch.tensor([2]))) == [[0, 1]]

@@ -4,6 +4,7 @@ from crtc.methods.agglomerative import Agglomerative as Agglomerative
 from crtc.methods.apet import ApET as ApET
 from crtc.methods.catalogue import catalogue as catalogue
 from crtc.methods.catalogue import get_method as get_method
+from crtc.methods.catalogue import golden as golden
 from crtc.methods.cdpruner import CDPruner as CDPruner
 from crtc.methods.centrality import DegreeCentrality as DegreeCentrality
 from crtc.methods.centrality import EigenvectorCentrality as EigenvectorCentrality

@@ -17,8 +17,9 @@ Linkage = Literal["average", "single", "complete"]
 class Agglomerative(Method):
     """Merges the nearest pair of clusters, in cosine distance, until k are left, and keeps the mean of each.
 
-    The same partition as `sklearn.cluster.AgglomerativeClustering`; PACT compares with it as a clustering of tokens. A
-    mean stands at the place of its cluster's member that is nearest to it in direction.
+    The same partition as `sklearn.cluster.AgglomerativeClustering`. A mean stands at the place of its cluster's member
+    that is nearest to it in direction. Deviations: PACT, which compares with it, clusters the keys of a layer of the
+    language model, and its configuration has single linkage.
 
     Args:
         linkage: distance of two clusters: "average" over their pairs, "single" for the smallest, "complete" for the
@@ -26,6 +27,8 @@ class Agglomerative(Method):
     """
 
     source = "agglomerative clustering, as a baseline in PACT, arXiv 2504.08966"
+    licence = "MIT"
+    place = "in the language model"
     family = "clustering"
 
     def __init__(self, linkage: Linkage = "average"):

@@ -16,16 +16,21 @@ class ApET(Method):
 
     W = (S S^T + 1e-5 I)^-1 S x_i for a basis S of `basis` tokens, e_i = |x_i - S^T W|, x encoder features. k - `basis`
     tokens of the largest errors stay and take in the dropped ones, each the mean with what is most similar to it; the
-    basis stays as it is. Deviations: the basis stands at its own places, which the authors' code fills with it in the
-    order of their errors; it begins with the token nearest to the mean, where the code draws one; with k no larger than
-    `basis` the basis is all that stays, and takes in the rest; merging is after the projector; stage two, inside the
-    language model, is not here.
+    basis stays as it is.
+
+    Deviations: the basis stands at its own places, which the authors' code fills with it in the order of their errors;
+    it begins with the token nearest to the mean, where the code draws one; with k no larger than `basis` the basis is
+    all that stays, and takes in the rest; a token whose place the code gives to the basis is merged like the other
+    dropped ones, where the code loses it, and the basis is merged into nothing else; merging is after the projector;
+    stage two, inside the language model, is not here.
 
     Args:
         basis: tokens that approximate the rest.
     """
 
     source = "ApET, arXiv 2602.19870, stage one"
+    licence = "MIT"
+    place = "before the projector, in the language model"
     family = "diversity"
     needs = frozenset({"features"})
 

@@ -28,6 +28,7 @@ class CDPruner(Method):
     """
 
     source = "CDPruner, arXiv 2506.10967, equations of the conditional kernel"
+    licence = "Apache-2.0"
     family = "diversity"
     needs = frozenset({"text"})
     question_aware = True

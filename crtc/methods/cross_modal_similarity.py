@@ -17,7 +17,8 @@ class CrossModalSimilarity(ScoreMethod):
     Deviations from TRIM, s_i = softmax_i(-<v_i, t>) with CLIP's joint embedding and one text vector: both sides are in
     the language model's embedding space, the product is normalised, the text tokens are taken one by one, and the sign
     is positive by default, because that of CLIP comes from its inverted patch similarity. Softmax keeps the order, so
-    it is left out. A sequence without text keeps its first tokens.
+    it is left out; the one token that TRIM adds, the mean of the dropped, is not here. A sequence without text keeps
+    its first tokens.
 
     Args:
         reduce: over the text tokens, "max" or "mean".
@@ -25,6 +26,8 @@ class CrossModalSimilarity(ScoreMethod):
     """
 
     source = "TRIM, arXiv 2409.10994, equation of the token score"
+    licence = "Apache-2.0"
+    place = "before the projector"
     family = "saliency"
     needs = frozenset({"text"})
     question_aware = True

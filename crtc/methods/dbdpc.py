@@ -32,6 +32,8 @@ class DBDPC(Method):
     """
 
     source = "PACT, arXiv 2504.08966, algorithm 2"
+    licence = "MIT"
+    place = "in the language model"
     family = "clustering"
 
     def __init__(self, metric: Metric = "x", *, cutoff: float | None = None):

@@ -19,6 +19,7 @@ class DivPrune(Method):
     """
 
     source = "DivPrune, arXiv 2503.02175, algorithm 1"
+    licence = "CC-BY-NC-4.0"
     family = "diversity"
 
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:

@@ -23,6 +23,8 @@ class DpcKnn(Method):
     """
 
     source = "DPC-kNN, as in TCFormer, arXiv 2204.08680, and SparseVLM, arXiv 2410.04417"
+    licence = "Apache-2.0"
+    place = "in the encoder"
     family = "clustering"
 
     def __init__(self, *, neighbors: int | None = 5):

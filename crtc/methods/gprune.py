@@ -23,6 +23,7 @@ class GPrune(ScoreMethod):
     """
 
     source = "G-Prune, arXiv 2501.02268"
+    licence = "none given"
     family = "graph"
 
     def __init__(self, *, threshold: float = 0.5, temperature: float = 0.03, steps: int = 5):

@@ -24,6 +24,7 @@ class HiPrune(Method):
     """
 
     source = "HiPrune, arXiv 2508.00553"
+    licence = "MIT"
     family = "saliency"
     needs = frozenset({"received_attention", "shallow_attention", "grid"})
 

@@ -22,7 +22,8 @@ class HoloV(Method):
     until k are given.
 
     Deviations: what a crop gets beyond its size goes to the most attended tokens elsewhere, where the code fills up
-    with zeros; kept tokens stay in their order; dropped tokens give their mass to the kept token most like them.
+    with zeros; where crops are of one token, these are scored like all; kept tokens stay in their order; dropped tokens
+    give their mass to the kept token most like them.
 
     Args:
         crops: of an image.
@@ -30,6 +31,7 @@ class HoloV(Method):
     """
 
     source = "HoloV, arXiv 2510.02912"
+    licence = "Apache-2.0"
     family = "saliency"
     needs = frozenset({"cls_attention", "grid"})
 

@@ -22,6 +22,7 @@ class KCenter(Method):
     """
 
     source = "k-center, Gonzalez 1985; as core-set, arXiv 1708.00489"
+    licence = "MIT"
     family = "diversity"
 
     def __init__(self, *, spherical: bool = False):

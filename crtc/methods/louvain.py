@@ -26,6 +26,7 @@ class Louvain(Method):
     """
 
     source = "Louvain, arXiv 0803.0476, by networkx; joined as Clauset, Newman and Moore 2004"
+    licence = "BSD-3-Clause"
     family = "graph"
     uses_order = True
 

@@ -14,13 +14,15 @@ from crtc.tokens import Groups, Plan, Tokens
 class MaximalMarginalRelevance(Method):
     """Greedy argmax_i trade * a_i - (1 - trade) * max_{s kept} cos(x_i, x_s), a [CLS] attention scaled to [0, 1].
 
-    IDPruner re-ranks importance in this way. Dropped tokens give their mass to the kept token most like them.
+    IDPruner re-ranks importance in this way. Deviations: importance is attention, where IDPruner trains a selector for
+    it; dropped tokens give their mass to the kept token most like them.
 
     Args:
         trade: 1 is saliency alone, 0 diversity alone.
     """
 
     source = "MMR, Carbonell and Goldstein 1998; for visual tokens as in IDPruner"
+    licence = "none given"
     family = "diversity"
     needs = frozenset({"cls_attention"})
 

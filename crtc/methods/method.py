@@ -1,6 +1,7 @@
 """The contract of every compression method: tokens and counts in, a plan out."""
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,6 +26,10 @@ class Method(nn.Module, ABC):
 
     source: ClassVar[str] = ""
     """Where the method is from: paper, or what it is in one line."""
+    licence: ClassVar[str] = "-"
+    """Licence of the code it comes from or was compared with: "none given" if that has none, "-" without such code."""
+    place: ClassVar[str] = "after the projector"
+    """Where the published method acts; here all act after the projector, before the language model."""
     family: ClassVar[Family]
     needs: frozenset[Need] = frozenset()
     """Signals and kinds of tokens without which the method cannot work; settings of an instance may change them."""
@@ -60,6 +65,12 @@ class Method(nn.Module, ABC):
     def for_width(cls, width: int) -> Self:
         """The method for tokens of `width` channels; a learned one untrained."""
         return cls()
+
+    @classmethod
+    def deviations(cls) -> str:
+        """What the docstring says is unlike the published method, on one line; nothing if it says none."""
+        found = re.search(r"\bDeviations?\b[^:]*:\s+(.+?)(?:\n\n|\Z)", inspect.getdoc(cls) or "", flags=re.DOTALL)
+        return " ".join(found[1].split()) if found else ""
 
     def missing(self, tokens: Tokens) -> frozenset[str]:
         """Which needs the tokens do not meet."""

@@ -12,6 +12,7 @@ from crtc.tokens import Groups, Plan, Tokens
 class Pool(Method):
     """Averages the tokens of k compact regions of the grid; the token nearest to a region's centre stands for it.
 
+    It is no stand-in for a smaller image: that changes what the vision tower sees, no plan over its tokens can say it.
     Where k = s * s and s divides both sides this is adaptive average pooling to s x s. Elsewhere adaptive pooling lets
     its windows overlap or gives another number of tokens; here every token is in one of exactly k regions of nearly
     equal size, by the rule of `selection.regions`.

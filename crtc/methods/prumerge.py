@@ -31,6 +31,8 @@ class PruMerge(Method):
     """
 
     source = "LLaVA-PruMerge, arXiv 2403.15388"
+    licence = "Apache-2.0"
+    place = "before the projector"
     family = "saliency"
     needs = frozenset({"cls_attention", "keys"})
 

@@ -143,6 +143,7 @@ class Reinforced(Method):
     """
 
     source = "arXiv 2501.16658 (features), trained here"
+    licence = "Apache-2.0"
     family = "learned"
 
     def __init__(self, width: int, *, question: bool = True, **design: Any):

@@ -1,4 +1,4 @@
-"""SCOPE: what a token adds to the coverage of all, times its saliency (NeurIPS 2025)."""
+"""SCOPE: what a token adds to the coverage of all, times its saliency (2510.24214)."""
 
 import torch
 from jaxtyping import Int
@@ -14,14 +14,16 @@ from crtc.tokens import Groups, Plan, Tokens
 class Scope(Method):
     """Greedy argmax_v a_v^alpha * sum_u max(cos(u, v) - C(u), 0) over encoder features.
 
-    C(u) is the likeness of u to the most similar kept token, a the [CLS] attention. Dropped tokens give their mass
-    to the kept token most like them.
+    C(u) is the likeness of u to the most similar kept token, a the [CLS] attention. Deviation: dropped tokens give
+    their mass to the kept token most like them.
 
     Args:
         alpha: how much saliency counts; 0 is coverage alone.
     """
 
-    source = "SCOPE, NeurIPS 2025"
+    source = "SCOPE, arXiv 2510.24214"
+    licence = "Apache-2.0"
+    place = "before the projector"
     family = "diversity"
     needs = frozenset({"cls_attention", "features"})
 

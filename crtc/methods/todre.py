@@ -19,6 +19,7 @@ class ToDRE(Method):
     """
 
     source = "ToDRE, arXiv 2505.18757, stage one"
+    place = "before the projector, in the language model"
     family = "diversity"
     needs = frozenset({"cls_attention", "features"})
 

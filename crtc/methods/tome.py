@@ -30,6 +30,8 @@ class ToMe(Method):
     """
 
     source = "Token Merging, arXiv 2210.09461, section 3"
+    licence = "CC-BY-NC-4.0"
+    place = "in the encoder"
     family = "merging"
     uses_order = True
 

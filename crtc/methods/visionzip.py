@@ -28,6 +28,8 @@ class VisionZip(Method):
     """
 
     source = "VisionZip, arXiv 2412.04467, section 3"
+    licence = "Apache-2.0"
+    place = "before the projector"
     family = "saliency"
     needs = frozenset({"cls_attention", "keys"})
     uses_order = True

@@ -26,6 +26,7 @@ class VisPruner(Method):
     """
 
     source = "VisPruner, arXiv 2412.01818v2"
+    licence = "Apache-2.0"
     family = "saliency"
     needs = frozenset({"cls_attention", "features"})
 

@@ -168,6 +168,7 @@ def test_state_round_trip(kind: type[Method]) -> None:
 def test_declares_itself(kind: type[Method]) -> None:
     assert kind.source
     assert kind.family
+    assert kind.licence and kind.place
     assert kind.__doc__
     assert repr(make(kind)).startswith(kind.__name__ + "(")
 

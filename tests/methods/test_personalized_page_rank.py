@@ -36,12 +36,6 @@ def test_two_steps_by_hand() -> None:
     assert page_rank(edges, start, damping=0.5, steps=2).tolist() == [[0.625, 0.25, 0.125]]
 
 
-def test_neighbors_are_joined_both_ways() -> None:
-    x = torch.tensor([[[1.0, 0], [0.8, 0.6], [0, 1]]])
-    edges = nearest_neighbors(x, torch.ones(1, 3, dtype=torch.bool), 1)
-    assert edges[0].flatten().tolist() == pytest.approx([0, 0.8, 0, 0.8, 0, 0.6, 0, 0.6, 0])
-
-
 def test_question_draws_the_walk() -> None:
     tokens = make_image([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]], text=[[0.0, 1]])
     assert PersonalizedPageRank(neighbors=1)(tokens, torch.tensor([2])).kept.tolist() == [2, 3]
