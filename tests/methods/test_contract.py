@@ -40,19 +40,49 @@ def same(one: Plan, other: Plan) -> bool:
     return torch.equal(owners(one), owners(other)) and torch.allclose(one.weight, other.weight)
 
 
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[Tokens, Tensor]:
+    """A ragged batch, some of its tokens copies of others or all alike, in either float type, and counts."""
+    tokens = make_tokens(draw(batches), seed=draw(st.integers(0, 9)), equal=draw(st.sampled_from([False, False, True])))
+    copies = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    tokens = duplicated(tokens, copies, seed=draw(st.integers(0, 9)))
+    sizes = tokens.group_sizes.tolist()
+    k = [draw(st.one_of(st.just(1), st.just(size), st.integers(1, size))) for size in sizes]
+    return tokens.to(draw(st.sampled_from([torch.float32, torch.bfloat16]))), torch.tensor(k)
+
+
+def duplicated(tokens: Tokens, share: float, seed: int) -> Tokens:
+    """The tokens with that share of the candidates made copies of any of their group, signals and all."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.arange(len(tokens))
+    for group in range(tokens.num_groups):
+        inside = (tokens.group == group).nonzero()[:, 0]
+        copies = torch.rand(len(inside), generator=generator) < share
+        source[inside[copies]] = inside[torch.randint(len(inside), (int(copies.sum()),), generator=generator)]
+    x, signals = tokens.x[source], tokens.signals.select(source)
+    return Tokens(x, tokens.kind, tokens.sequence, tokens.group, tokens.grid, signals)
+
+
 @every_method
-@few
-@given(grids=batches, share=st.floats(0, 1))
-def test_keeps_exactly_k_and_all_mass(kind: type[Method], grids: list[list[tuple[int, int]]], share: float) -> None:
-    tokens = make_tokens(grids)
-    k = some(tokens, share)
+@settings(few, max_examples=30)
+@given(request=requests())
+def test_plans_are_whole_whatever_the_tokens(kind: type[Method], request: tuple[Tokens, Tensor]) -> None:
+    """Exactly k, the mass of all, groups apart, nothing of the context, and groups of which all stay as they are."""
+    tokens, k = request
     plan = make(kind)(tokens, k)
     assert torch.equal(plan.num_kept, k)
     assert bool((plan.kept.diff() > 0).all())
     mass = torch.zeros(tokens.num_groups).index_add(0, tokens.group[plan.kept], plan.size)
     assert torch.equal(mass, tokens.group_sizes.float())
+    assert bool((plan.size >= 1).all())
     assert bool((plan.slot[~tokens.candidates] == -1).all())
-    assert bool(torch.isfinite(apply(plan, tokens.x)).all())
+    assert bool((plan.weight[~tokens.candidates] == 0).all())
+    whole = tokens.candidates & (k == tokens.group_sizes)[tokens.group]
+    assert torch.equal(owners(plan)[whole], whole.nonzero()[:, 0])
+    result = apply(plan, tokens.x)
+    assert result.dtype == tokens.x.dtype
+    assert bool(torch.isfinite(result).all())
+    assert torch.equal(result[whole[plan.kept]], tokens.x[whole])
 
 
 @every_method
