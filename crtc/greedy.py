@@ -162,17 +162,22 @@ def dpp(kernel: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], k: Int[Tenso
     rows = torch.arange(len(kernel), device=kernel.device)
     left = kernel.diagonal(dim1=1, dim2=2).clone()
     factor = torch.zeros(len(kernel), int(k.max()), kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
-    faint = torch.finfo(kernel.dtype).eps
+    tiny = torch.finfo(kernel.dtype).tiny
+    faint = (
+        128 * torch.finfo(kernel.dtype).eps * left
+    )  # what rounding leaves of a token that the chosen span, in proportion to itself
     step = 0
 
     def after(current: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:
         nonlocal left, step
         own = factor[rows, :step, current]
         known = (own[:, None] @ factor[:, :step])[:, 0]
-        fresh = (kernel[rows, current] - known) / left[rows, current].clamp(min=faint).sqrt()[:, None]
+        pivot = left[rows, current]
+        scale = torch.where(pivot > 0, pivot.clamp(min=tiny).rsqrt(), 0)
+        fresh = (kernel[rows, current] - known) * scale[:, None]
         factor[:, step] = fresh
         left = (left - fresh.square()).clamp(min=0)
-        left = torch.where(left < faint, 0, left)
+        left = torch.where(left <= faint, 0, left)
         step += 1
         return left
 

@@ -68,8 +68,11 @@ def _checked(sign: int) -> int:
 
 def _adjacency(tokens: Tokens, groups: Groups) -> Float[Tensor, "G M M"]:
     """Similar tokens, every one also with itself."""
-    own = torch.eye(groups.valid.shape[1], device=tokens.x.device) * groups.valid[:, None]
-    return torch.maximum(cosine(groups.gather(tokens.x)).clamp(min=0), own)
+    likeness = cosine(groups.gather(tokens.x)).clamp(min=0)
+    # Two tokens are central alike; rounding must not decide between them.
+    likeness = torch.maximum(likeness, likeness.transpose(1, 2))
+    own = torch.eye(groups.valid.shape[1], device=tokens.x.device)
+    return torch.where(own > 0, own * groups.valid[:, None], likeness)
 
 
 def _flat(tokens: Tokens, valid: Bool[Tensor, "G M"], score: Float[Tensor, "G M"]) -> Float[Tensor, " N"]:
