@@ -163,9 +163,8 @@ def dpp(kernel: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], k: Int[Tenso
     left = kernel.diagonal(dim1=1, dim2=2).clone()
     factor = torch.zeros(len(kernel), int(k.max()), kernel.shape[1], dtype=kernel.dtype, device=kernel.device)
     tiny = torch.finfo(kernel.dtype).tiny
-    faint = (
-        128 * torch.finfo(kernel.dtype).eps * left
-    )  # what rounding leaves of a token that the chosen span, in proportion to itself
+    # what rounding leaves of a token that the chosen span, in proportion to itself
+    faint = 128 * torch.finfo(kernel.dtype).eps * left
     step = 0
 
     def after(current: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:

@@ -73,3 +73,35 @@ class KMeans(Method):
         if self.form == "mean":
             return make_plan(tokens, groups, owner, mean(owner, groups.valid))
         return make_plan(tokens, groups, owner, centres(owner).to(torch.float32))
+
+
+class SphericalKMeans(KMeans):
+    """KMeans of directions: tokens of extreme length, which vision towers make, do not bend the clusters.
+
+    Args:
+        form: "mean" of a cluster's tokens, or its "medoid".
+        seed: of the start.
+        iterations: at most as many updates of the centres.
+        tolerance: share of the tokens' spread by which a centre must move for clustering to go on.
+    """
+
+    source = "spherical k-means, Dhillon and Modha 2001"
+
+    def __init__(self, form: Form = "mean", *, seed: int = 0, iterations: int = 20, tolerance: float = 1e-4):
+        super().__init__(form, "spherical", seed=seed, iterations=iterations, tolerance=tolerance)
+
+
+class KMeansMedoid(KMeans):
+    """KMeans that prunes: the medoid of every cluster stays as it is, so that choosing is told apart from merging.
+
+    Args:
+        metric: "euclidean", or "spherical" for clusters of directions.
+        seed: of the start.
+        iterations: at most as many updates of the centres.
+        tolerance: share of the tokens' spread by which a centre must move for clustering to go on.
+    """
+
+    source = "the pruning control of Cluster & Aggregate, arXiv 2504.17892"
+
+    def __init__(self, metric: Metric = "euclidean", *, seed: int = 0, iterations: int = 20, tolerance: float = 1e-4):
+        super().__init__("medoid", metric, seed=seed, iterations=iterations, tolerance=tolerance)

@@ -10,18 +10,20 @@ from crtc.methods.method import Method
 from crtc.similarity import nearest_neighbors
 from crtc.tokens import Groups, Plan, Tokens
 
+_DOUBLINGS = 12
+
 
 class Louvain(Method):
     """Finds communities of the nearest-neighbor graph by modularity and keeps the mean of each.
 
     Edges join every token with its nearest neighbors by cosine, both ways. Louvain's levels join communities into
-    larger ones; the coarsest level that has k or more is taken, single tokens if there is none, and the pair whose
-    union adds most modularity becomes one until k are left. A mean stands at the place of its community's member that
-    is nearest to it in direction.
+    larger ones; the coarsest level that has k or more is taken, at twice the resolution as often as there is none, and
+    the pair whose union adds most modularity becomes one until k are left. A mean stands at the place of its
+    community's member that is nearest to it in direction.
 
     Args:
         neighbors: of every token.
-        resolution: more makes smaller communities.
+        resolution: to begin with; more makes smaller communities.
         seed: of the order in which Louvain visits the tokens.
     """
 
@@ -56,17 +58,18 @@ class Louvain(Method):
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
 
     def communities(self, edges: Float[Tensor, "n n"], least: int) -> list[set[int]]:
-        """Louvain's coarsest level of `least` communities or more; none if all its levels have fewer."""
+        """Coarsest level of `least` communities or more at the smallest resolution that has one."""
         graph = networkx.Graph()
         graph.add_nodes_from(range(len(edges)))
         one, other = edges.triu(1).nonzero(as_tuple=True)
         graph.add_weighted_edges_from(zip(one.tolist(), other.tolist(), edges[one, other].tolist(), strict=True))
-        found: list[set[int]] = []
-        for level in networkx.community.louvain_partitions(graph, resolution=self.resolution, seed=self.seed):
-            if len(level) < least:
-                break
-            found = level
-        return found
+        for doubling in range(_DOUBLINGS):
+            resolution = self.resolution * 2**doubling
+            levels = networkx.community.louvain_partitions(graph, resolution=resolution, seed=self.seed)
+            enough = [level for level in levels if len(level) >= least]
+            if enough:
+                return enough[-1]
+        return [{token} for token in graph]
 
 
 def join(
@@ -76,33 +79,36 @@ def join(
     k: Int[Tensor, " G"],
     resolution: float,
 ) -> Int[Tensor, "G M"]:
-    """Unite the pair of communities that adds most modularity until `k[g]` are left; a step is O(M^2).
+    """Unite the pair of communities that adds most modularity until `k[g]` are left; with C at first, C^2 a step.
 
     Args:
         edges: symmetric.
         label: community of every token, named by its first member; so is the answer.
     """
-    num = edges.shape[1]
-    rows, places = torch.arange(len(edges), device=edges.device), torch.arange(num, device=edges.device)
-    member = (label[..., None] == places).to(edges.dtype) * valid[..., None]
-    between = member.transpose(1, 2) @ edges @ member
-    total = between.sum((1, 2)).clamp(min=torch.finfo(edges.dtype).tiny)[:, None, None]
-    alive = member.any(1)
+    places = torch.arange(edges.shape[1], device=edges.device)
+    alive = (label == places) & valid
     left = alive.sum(1)
+    name = alive.long().argsort(dim=1, descending=True, stable=True)[:, : int(left.max())]
+    member = (label[..., None] == name[:, None]) & alive.gather(1, name)[:, None] & valid[..., None]
+    between = member.to(edges.dtype).transpose(1, 2) @ edges @ member.to(edges.dtype)
+    total = between.sum((1, 2)).clamp(min=torch.finfo(edges.dtype).tiny)[:, None, None]
+    num, rows = name.shape[1], torch.arange(len(edges), device=edges.device)
+    order, stands = torch.arange(num, device=edges.device), torch.arange(num, device=edges.device).expand_as(name)
+    pair = (order > order[:, None]) & (order < left[:, None, None])
     while bool((left > k).any()):
         active = left > k
-        degree = between.sum(-1)
-        gain = between / total - resolution * (degree / total[..., 0])[:, :, None] * (degree / total[..., 0])[:, None]
-        pair = alive[:, None] & alive[..., None] & (places > places[:, None])
+        degree = between.sum(-1, keepdim=True) / total
+        gain = between / total - resolution * degree * degree.transpose(1, 2)
         best = gain.masked_fill(~pair, -torch.inf).flatten(1).argmax(1)
-        stays, gone = best // num, best % num
+        one, gone = best // num, best % num
         moved = between[rows, gone] * active[:, None]
-        between[rows, stays] += moved
+        between[rows, one] += moved
         between[rows, gone] -= moved
         moved = between[rows, :, gone] * active[:, None]
-        between[rows, :, stays] += moved
+        between[rows, :, one] += moved
         between[rows, :, gone] -= moved
-        alive[rows, gone] &= ~active
-        label = torch.where(active[:, None] & (label == gone[:, None]), stays[:, None], label)
+        pair[rows, gone] &= ~active[:, None]
+        pair[rows, :, gone] &= ~active[:, None]
+        stands = torch.where(active[:, None] & (stands == gone[:, None]), one[:, None], stands)
         left = left - active.long()
-    return label
+    return torch.where(valid, name.gather(1, stands).gather(1, member.long().argmax(-1)), label)

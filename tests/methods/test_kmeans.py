@@ -4,7 +4,7 @@ import torch
 from sklearn.cluster import KMeans as Reference
 
 from crtc.clustering import k_means, k_means_plus_plus
-from crtc.methods import KMeans
+from crtc.methods import KMeans, KMeansMedoid, SphericalKMeans
 from crtc.tokens import apply
 from tests.making import make_image, make_tokens
 
@@ -35,6 +35,14 @@ def test_metrics_differ() -> None:
     tokens = make_image([[1.0, 0], [100, 1], [0.1, 1], [2, 100]])
     assert KMeans(metric="spherical")(tokens, torch.tensor([2])).slot.tolist() == [0, 0, 1, 1]
     assert KMeans()(tokens, torch.tensor([3])).slot.tolist() == [0, 1, 0, 2]
+
+
+def test_rows_of_their_own() -> None:
+    tokens, k = make_tokens([[(5, 5)]]), torch.tensor([6])
+    for row, same in ((SphericalKMeans(), KMeans(metric="spherical")), (KMeansMedoid(), KMeans("medoid"))):
+        assert torch.equal(row(tokens, k).slot, same(tokens, k).slot)
+        assert torch.equal(row(tokens, k).weight, same(tokens, k).weight)
+    assert repr(KMeansMedoid()) == "KMeansMedoid(metric='euclidean', seed=0, iterations=20, tolerance=0.0001)"
 
 
 @pytest.mark.parametrize("seed", range(5))

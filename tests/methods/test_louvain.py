@@ -45,7 +45,11 @@ def test_begins_with_the_coarsest_level_that_has_enough() -> None:
     graph = networkx.from_numpy_array(edges.double().numpy())
     levels = [len(level) for level in networkx.community.louvain_partitions(graph, seed=0)]
     assert [len(Louvain().communities(edges, least)) for least in levels] == levels
-    assert Louvain().communities(edges, levels[0] + 1) == []
+    finer = Louvain().communities(edges, levels[0] + 1)
+    twice = networkx.community.louvain_partitions(graph, resolution=2, seed=0)
+    assert finer in list(twice)
+    assert len(finer) > levels[0]
+    assert Louvain().communities(edges, 144) == [{place} for place in range(144)]
 
 
 def test_without_edges_tokens_are_joined_in_order() -> None:
