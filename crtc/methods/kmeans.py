@@ -18,9 +18,10 @@ Metric = Literal["euclidean", "spherical"]
 class KMeans(Method):
     """Clusters the tokens of every group and keeps one for each cluster, at the place of its medoid.
 
-    The paper leaves open how clustering starts and ends, the metric, and where a merged token stands. Our choices:
-    k-means++ from a fixed seed, at most 20 updates or until no centre moves by a ten-thousandth of the tokens' spread,
-    an empty cluster takes the token farthest from its centre, and merged tokens stand in the order of their medoids.
+    Deviations: no code is public, and the paper leaves open how clustering starts and ends, the metric, and where a
+    merged token stands; our choices are k-means++ from a fixed seed, at most 20 updates or until no centre moves by a
+    ten-thousandth of the tokens' spread, an empty cluster takes the token farthest from its centre, and merged tokens
+    stand in the order of their medoids.
 
     Args:
         form: "mean" of a cluster's tokens, or its "medoid", the member nearest to the mean, unchanged.

@@ -66,7 +66,7 @@ class Louvain(Method):
         for doubling in range(_DOUBLINGS):
             resolution = self.resolution * 2**doubling
             levels = networkx.community.louvain_partitions(graph, resolution=resolution, seed=self.seed)
-            enough = [level for level in levels if len(level) >= least]
+            enough: list[list[set[int]]] = [level for level in levels if len(level) >= least]
             if enough:
                 return enough[-1]
         return [{token} for token in graph]
