@@ -47,13 +47,12 @@ class Louvain(Method):
         groups = Groups.of(tokens)
         x = groups.gather(tokens.x)
         edges = nearest_neighbors(x, groups.valid, self.neighbors)
-        label = torch.arange(edges.shape[1], device=k.device).expand(groups.valid.shape).clone()
-        for row, (graph, size, num) in enumerate(
-            zip(edges.cpu(), groups.valid.sum(1).tolist(), k.tolist(), strict=True)
-        ):
-            for community in self.communities(graph[:size, :size], num):
+        label = torch.arange(edges.shape[1]).repeat(len(edges), 1)
+        graphs, sizes = edges.cpu(), groups.valid.sum(1).tolist()
+        for row, (size, least) in enumerate(zip(sizes, k.tolist(), strict=True)):
+            for community in self.communities(graphs[row, :size, :size], least):
                 label[row, list(community)] = min(community)
-        label = join(edges.double(), label, groups.valid, k, self.resolution)
+        label = join(edges.double(), label.to(k.device), groups.valid, k, self.resolution)
         owner = central_members(x, label, groups.valid)
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
 

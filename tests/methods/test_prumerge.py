@@ -3,7 +3,7 @@ import torch
 
 from crtc.methods import PruMerge, PruMergePlus
 from crtc.tokens import apply
-from tests.making import make_image, make_tokens
+from tests.making import make_image
 
 # Tokens 0 and 3 are attended; by their keys 1 is nearest to 0, 4 nearest to 3, 2 and 5 are far from both.
 TOKENS = make_image(
@@ -51,12 +51,13 @@ def test_plus_keeps_even_steps_beside_the_attended() -> None:
     assert PruMergePlus()(tokens, torch.tensor([2])).kept.tolist() == [5, 22]
 
 
-def test_plus_leaves_out_the_last_place_and_keeps_k() -> None:
-    tokens = make_tokens([[(5, 5)], [(1, 2), (2, 3)]])
-    sizes = tokens.group_sizes
-    for share in (0.1, 0.5, 0.9):
-        k = (sizes * share).long().clamp(min=1)
-        assert torch.equal(PruMergePlus()(tokens, k).num_kept, k)
+def test_plus_leaves_the_last_place_to_attention() -> None:
+    # 9 tokens: from two attended ones on every place but the last is even.
+    attention = [0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.06, 0.04]
+    tokens = make_image(torch.eye(9), columns=3, cls_attention=attention, keys=torch.eye(9).tolist())
+    assert PruMergePlus()(tokens, torch.tensor([8])).kept.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    # one attended token has steps of 3, and the rest is filled by attention
+    assert PruMergePlus()(tokens, torch.tensor([5])).kept.tolist() == [0, 1, 2, 3, 6]
 
 
 @pytest.mark.usefixtures("unchecked")
