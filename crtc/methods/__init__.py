@@ -20,7 +20,7 @@ from crtc.methods.idselection import IDSelection as IDSelection
 from crtc.methods.kcenter import KCenter as KCenter
 from crtc.methods.kmeans import KMeans as KMeans
 from crtc.methods.kmeans import KMeansMedoid as KMeansMedoid
-from crtc.methods.kmeans import SphericalKMeans as SphericalKMeans
+from crtc.methods.kmeans import KMeansSpherical as KMeansSpherical
 from crtc.methods.louvain import Louvain as Louvain
 from crtc.methods.maximal_marginal_relevance import MaximalMarginalRelevance as MaximalMarginalRelevance
 from crtc.methods.method import Method as Method

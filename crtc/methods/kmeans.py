@@ -76,7 +76,7 @@ class KMeans(Method):
         return make_plan(tokens, groups, owner, centres(owner).to(torch.float32))
 
 
-class SphericalKMeans(KMeans):
+class KMeansSpherical(KMeans):
     """KMeans of directions: tokens of extreme length, which vision towers make, do not bend the clusters.
 
     Args:

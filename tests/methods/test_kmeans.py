@@ -4,7 +4,7 @@ import torch
 from sklearn.cluster import KMeans as Reference
 
 from crtc.clustering import k_means, k_means_plus_plus
-from crtc.methods import KMeans, KMeansMedoid, SphericalKMeans
+from crtc.methods import KMeans, KMeansMedoid, KMeansSpherical
 from crtc.tokens import apply
 from tests.making import make_image, make_tokens
 
@@ -39,7 +39,7 @@ def test_metrics_differ() -> None:
 
 def test_rows_of_their_own() -> None:
     tokens, k = make_tokens([[(5, 5)]]), torch.tensor([6])
-    for row, same in ((SphericalKMeans(), KMeans(metric="spherical")), (KMeansMedoid(), KMeans("medoid"))):
+    for row, same in ((KMeansSpherical(), KMeans(metric="spherical")), (KMeansMedoid(), KMeans("medoid"))):
         assert torch.equal(row(tokens, k).slot, same(tokens, k).slot)
         assert torch.equal(row(tokens, k).weight, same(tokens, k).weight)
     assert repr(KMeansMedoid()) == "KMeansMedoid(metric='euclidean', seed=0, iterations=20, tolerance=0.0001)"
