@@ -15,17 +15,19 @@ class IDSelection(Method):
     """Keeps the token of highest score and lowers the scores of those like it, again and again.
 
     S is the [CLS] attention scaled to [0, 1]; with token i kept, S_j <- S_j - exp(-gamma * d_ij^2) * S_i, d the cosine
-    distance. Deviations: no code of the authors was public when this was written, so it follows the paper's account and
-    two independent implementations of it, which agree; these set negative scores to zero, which leaves the order of the
-    last choices open, where here they stay and suppress nothing; of the paper's three importances this is the visual
-    one, the others need attention within the language model; dropped tokens give their mass to the kept token most like
-    them.
+    distance.
+
+    Deviations: no code of the authors was public when this was written and the paper's text could not be read in full,
+    so the rule is that of others' code which names the paper's equations, with the paper's gamma; that code sets
+    negative scores to zero, which leaves the order of the last choices open, where here they stay and suppress nothing;
+    importance is that of the vision tower, where the paper also takes attention within the language model; dropped
+    tokens give their mass to the kept token most like them.
 
     Args:
         gamma: how narrow suppression is; 0 suppresses all alike.
     """
 
-    source = "ID-Selection, arXiv 2604.05601, equations 7 to 9"
+    source = "ID-Selection, arXiv 2604.05601"
     family = "diversity"
     needs = frozenset({"cls_attention"})
 
