@@ -49,32 +49,42 @@ class Agglomerative(Method):
 def agglomerate(
     distance: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"], linkage: Linkage
 ) -> Int[Tensor, "G M"]:
-    """Cluster of every token, named by its first member; one merge a step in every group that has too many, O(M^2)."""
-    num = distance.shape[1]
-    rows, places = torch.arange(len(distance), device=distance.device), torch.arange(num, device=distance.device)
-    full = torch.minimum(distance, distance.transpose(1, 2))  # rounding must not decide between the two
-    alive = valid.clone()
-    # each pair once, the later token first
-    pairs = full.masked_fill(~(alive[:, None] & alive[..., None] & (places < places[:, None])), torch.inf)
+    """Cluster of every token, named by its first member; one merge a step in every group that has too many.
+
+    Every token knows the nearest of those before it, so a step looks again only for the few whose nearest has changed.
+    """
+    places = torch.arange(distance.shape[1], device=distance.device)
+    apart = (places != places[:, None]) & valid[:, None] & valid[..., None]
+    # rounding must not decide between the two of a pair; what is infinitely far is never joined
+    full = torch.minimum(distance, distance.transpose(1, 2)).masked_fill(~apart, torch.inf)
+    at = full.masked_fill(places >= places[:, None], torch.inf).argmin(2)
+    least = full.gather(2, at[..., None])[..., 0].masked_fill(at >= places, torch.inf)
     label, size, left = places.expand_as(valid).clone(), valid.to(distance.dtype), valid.sum(1)
     while bool((left > k).any()):
-        active = left > k
-        nearest = pairs.flatten(1).argmin(1)
-        gone, stays = nearest // num, nearest % num
+        rows = (left > k).nonzero()[:, 0]
+        gone = least[rows].argmin(1)
+        stays = at[rows, gone]
         mine, other = full[rows, stays], full[rows, gone]
         if linkage == "average":
             weight = (size[rows, stays] / (size[rows, stays] + size[rows, gone]))[:, None]
             joined = weight * mine + (1 - weight) * other
         else:
             joined = torch.minimum(mine, other) if linkage == "single" else torch.maximum(mine, other)
-        joined = torch.where(active[:, None], joined, mine)
-        size[rows, stays] += size[rows, gone] * active
-        alive[rows, gone] &= ~active
+        joined = joined.masked_fill((places == stays[:, None]) | (places == gone[:, None]), torch.inf)
+        size[rows, stays] += size[rows, gone]
+        full[rows, gone], full[rows, :, gone] = torch.inf, torch.inf
         full[rows, stays], full[rows, :, stays] = joined, joined
-        for one in (gone, stays):  # of a finished group nothing changes
-            found = full[rows, one].masked_fill(~alive | ~alive[rows, one][:, None], torch.inf)
-            pairs[rows, one] = found.masked_fill(places >= one[:, None], torch.inf)
-            pairs[rows, :, one] = found.masked_fill(places <= one[:, None], torch.inf)
-        label = torch.where(active[:, None] & (label == gone[:, None]), stays[:, None], label)
-        left = left - active.long()
+        least[rows, gone], at[rows, gone] = torch.inf, gone
+        known, near = at[rows], least[rows]
+        closer = (joined < near) | ((joined == near) & (stays[:, None] < known))
+        closer &= (places > stays[:, None]) & joined.isfinite()
+        at[rows], least[rows] = torch.where(closer, stays[:, None], known), torch.where(closer, joined, near)
+        again = ((known == stays[:, None]) | (known == gone[:, None])) & (places != gone[:, None])
+        again |= places == stays[:, None]
+        batch, token = again.nonzero(as_tuple=True)
+        found = full[rows[batch], token].masked_fill(places >= token[:, None], torch.inf)
+        at[rows[batch], token] = nearest = found.argmin(1)
+        least[rows[batch], token] = found.gather(1, nearest[:, None])[:, 0]
+        label[rows] = torch.where(label[rows] == gone[:, None], stays[:, None], label[rows])
+        left[rows] -= 1
     return label
