@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from crtc import __version__
@@ -27,6 +28,7 @@ from crtc.tasks.picture import Picture, Task
 from crtc.tokens import SIGNALS, Groups, Plan, Tokens
 
 ALL, NO_IMAGE, WRONG_IMAGE = "all tokens", "no image", "wrong image"
+CONTROLS = "controls"
 
 
 @dataclass(frozen=True)
@@ -116,51 +118,58 @@ class Evaluation:
         self.task, self.methods, self.counts, self.masses = task, dict(methods), tuple(counts), tuple(masses)
         self.positions: Positions = positions
         self.pictures = pictures
-        self._skipped: dict[str, str] = {}
 
     @property
     def config(self) -> dict[str, Any]:
         """What makes two evaluations the same."""
-        weights = hashlib.sha256()
-        for part in (self.model, *self.methods.values()):
-            for tensor in part.state_dict().values():
-                weights.update(f"{tuple(tensor.shape)} {float(tensor.double().sum())}".encode())
+        return {
+            **self._setting,
+            "methods": {label: f"{method}" for label, method in self.methods.items()},
+            "weights": {label: _weights(method) for label, method in self.methods.items() if method.state_dict()},
+        }
+
+    @property
+    def _setting(self) -> dict[str, Any]:
+        """What the results of every single method depend on beside itself."""
         return {
             "task": self.task.name,
             "task_size": len(self.task),
             "task_settings": {name: value for name, value in vars(self.task).items() if isinstance(value, int | str)},
-            "methods": {label: f"{method}" for label, method in self.methods.items()},
             "counts": list(self.counts),
             "masses": list(self.masses),
             "positions": self.positions,
             "pictures_per_batch": self.pictures,
             "dtype": str(self.model.dtype),
-            "weights": weights.hexdigest()[:16],
+            "host": _weights(self.model),
         }
 
     def run(self, folder: Path | str | None = None) -> Results:
-        """Evaluate; with a folder, finished batches are kept there and an interrupted run goes on behind them."""
-        parts: list[dict[str, Any]] = []
+        """Evaluate; with a folder, what is finished is kept there, every method by itself: an interrupted run goes on
+        behind it, and a run with one method more asks that one alone.
+        """
         config = self.config
         cache = None
         if folder is not None:
-            key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-            cache = Path(folder) / f"parts-{key}"
+            cache = Path(folder) / f"parts-{_digest(self._setting)}"
             cache.mkdir(parents=True, exist_ok=True)
+        keys = {CONTROLS: CONTROLS, **{label: _digest([f"{m}", _weights(m)]) for label, m in self.methods.items()}}
+        found: dict[str, list[_Part]] = {label: [] for label in keys}
         for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
-            file = cache / f"{start:06d}.pt" if cache else None
-            if file is not None and file.exists():
-                parts.append(torch.load(file, weights_only=False))
-                continue
-            pictures = [self.task[i] for i in range(start, stop)]
-            part = self._batch(pictures)
-            part["picture"] = np.repeat(np.arange(start, start + len(pictures)), [len(p.questions) for p in pictures])
-            part["family"] = [question.family for picture in pictures for question in picture.questions]
-            parts.append(part)
-            if file is not None:
-                torch.save(part, file.with_suffix(".tmp"))
-                file.with_suffix(".tmp").rename(file)
-        return self._join(parts, config)
+            files = {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}
+            parts = {label: torch.load(file, weights_only=False) for label, file in files.items() if file.exists()}
+            missing = [label for label in keys if label not in parts]
+            if missing:
+                pictures = [self.task[i] for i in range(start, stop)]
+                made = self._batch(pictures, [label for label in missing if label != CONTROLS])
+                for label in missing:
+                    parts[label] = made[label]
+                    if cache:
+                        fresh = files[label].with_suffix(f".{os.getpid()}")  # others may work in the same folder
+                        torch.save(parts[label], fresh)
+                        fresh.rename(files[label])
+            for label in keys:
+                found[label].append(parts[label])
+        return self._join(found, config)
 
     def _spans(self) -> list[tuple[int, int]]:
         """Batches of pictures, the last one not of a single picture: it lends the others their wrong image."""
@@ -169,21 +178,20 @@ class Evaluation:
             starts.pop()
         return list(zip(starts, [*starts[1:], len(self.task)], strict=True))
 
-    def _join(self, parts: list[dict[str, Any]], config: dict[str, Any]) -> Results:
-        runs = {}
-        for key in parts[0]["runs"]:
-            pieces = [part["runs"][key] for part in parts]
-            right, kl, agree, recall = (
-                np.concatenate([getattr(piece, name) for piece in pieces])
-                for name in ("right", "kl", "agree", "recall")
-            )
-            runs[key] = Run(right, kl, agree, recall, float(np.mean([piece.milliseconds for piece in pieces])))
+    def _join(self, found: dict[str, list["_Part"]], config: dict[str, Any]) -> Results:
+        controls = found.pop(CONTROLS)
+        runs = {(name, False, 0): _joined([part.controls[name] for part in controls]) for name in controls[0].controls}
         skipped: dict[str, str] = {}
-        for part in parts:
-            skipped.update(part["skipped"])
+        for label, parts in found.items():
+            reasons = [part.skipped for part in parts if part.skipped]
+            if reasons:
+                skipped[label] = reasons[0]
+                continue
+            for mass, count in parts[0].runs:
+                runs[label, mass, count] = _joined([part.runs[mass, count] for part in parts])
         if not any(count for _, _, count in runs):
-            reasons = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
-            raise ValueError(f"no method can run on this host: {reasons}")
+            reasons = [f"{label}: {reason}" for label, reason in skipped.items()]
+            raise ValueError(f"no method can run on this host: {'; '.join(reasons)}")
         machine = {
             "crtc": __version__,
             **{name: version(name) for name in ("torch", "transformers")},
@@ -195,21 +203,23 @@ class Evaluation:
         }
         return Results(
             runs,
-            np.concatenate([part["picture"] for part in parts]),
-            tuple(family for part in parts for family in part["family"]),
+            np.repeat(np.arange(len(self.task)), [n for part in controls for n in part.questions]),
+            tuple(family for part in controls for family in part.families),
             {label: method.question_aware for label, method in self.methods.items()},
             skipped,
             {**config, "machine": machine},
         )
 
     @torch.no_grad()
-    def _batch(self, pictures: list[Picture]) -> dict[str, Any]:
+    def _batch(self, pictures: list[Picture], labels: Sequence[str]) -> dict[str, "_Part"]:
+        """What the controls and these methods give on some pictures."""
         talk = dialogue(self.processor, pictures)
         device = self.model.device
         image_of, targets = talk.image_of.to(device), talk.targets.to(device)
         inputs = {name: value.to(device) for name, value in talk.inputs.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        wanted = {need for method in self.methods.values() for need in method.needs if need in SIGNALS}
+        methods = {label: self.methods[label] for label in labels}
+        wanted = {need for method in methods.values() for need in method.needs if need in SIGNALS}
         encoded = encode(self.model, inputs, wanted, image_of=image_of)
         first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
         asked = prompts(encoded, targets)
@@ -219,19 +229,27 @@ class Evaluation:
         whole = {**text, "mm_encoder_outputs": encoder_outputs(images)}
         logits = shared_logits(self.model, whole, image_of, targets)
         judge = _Judge(logits, targets, talk.question.to(device))
-        runs = {(ALL, False, 0): judge(logits, recall=None, seconds=0.0)}
+        controls = {ALL: judge(logits, recall=None, seconds=0.0)}
         if len(pictures) > 1:
             wrong = shared_logits(self.model, whole, (image_of + 1) % len(pictures), targets)
-            runs[WRONG_IMAGE, False, 0] = judge(wrong, recall=None, seconds=0.0)
-        runs[NO_IMAGE, False, 0] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
+            controls[WRONG_IMAGE] = judge(wrong, recall=None, seconds=0.0)
+        controls[NO_IMAGE] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
         questions = [question for picture in pictures for question in picture.questions]
+        made = {
+            CONTROLS: _Part(
+                controls=controls,
+                questions=tuple(len(picture.questions) for picture in pictures),
+                families=tuple(question.family for question in questions),
+            )
+        }
         boxes = [questions[int(i)].boxes for i in talk.question]
         size = pictures[0].image.size[::-1]
-        for label, method in self.methods.items():
+        for label, method in methods.items():
             missing = method.missing(looks)
             if missing:
-                self._skipped[label] = f"the host gives no {', '.join(sorted(missing))}"
+                made[label] = _Part(skipped=f"the host gives no {', '.join(sorted(missing))}")
                 continue
+            runs: dict[tuple[bool, int], Run] = {}
             for count in self.counts:
                 tokens, rows = (asked, torch.arange(len(image_of))) if method.question_aware else (looks, image_of)
                 k = counting.resolve(tokens.group_sizes, count=count)
@@ -248,8 +266,37 @@ class Evaluation:
                     else:
                         short["mm_encoder_outputs"] = _select(short["mm_encoder_outputs"], first)
                         logits = shared_logits(self.model, short, image_of, short_targets)
-                    runs[label, mass, count] = judge(logits, recall=recall, seconds=seconds)
-        return {"runs": runs, "skipped": dict(self._skipped)}
+                    runs[mass, count] = judge(logits, recall=recall, seconds=seconds)
+            made[label] = _Part(runs=runs)
+        return made
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a batch of pictures gave: the runs of one method by mass and count, why it was skipped, or the controls."""
+
+    runs: dict[tuple[bool, int], Run] = field(default_factory=dict)
+    skipped: str = ""
+    controls: dict[str, Run] = field(default_factory=dict)
+    questions: tuple[int, ...] = ()  # of every picture
+    families: tuple[str, ...] = ()  # of every question
+
+
+def _joined(pieces: list[Run]) -> Run:
+    right, kl, agree, recall = (
+        np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("right", "kl", "agree", "recall")
+    )
+    return Run(right, kl, agree, recall, float(np.mean([piece.milliseconds for piece in pieces])))
+
+
+def _weights(module: nn.Module) -> str:
+    """Digest of all weights."""
+    tensors = module.state_dict().values()
+    return _digest([f"{tuple(tensor.shape)} {float(tensor.double().sum())}" for tensor in tensors])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _select(outputs: dict[str, Any], rows: Int[Tensor, " G"]) -> dict[str, Any]:

@@ -162,25 +162,33 @@ def test_an_interrupted_run_goes_on(host: Host, tmp_path: Path, monkeypatch: pyt
 
     whole = evaluation().run(tmp_path)
     parts = sorted(tmp_path.glob("parts-*/*.pt"))
-    assert [part.name for part in parts] == ["000000.pt", "000002.pt"]  # no picture is left without a wrong image
+    # no picture is left without a wrong image
+    assert [part.name[:6] for part in parts] == 3 * ["000000"] + 3 * ["000002"]
     kept = parts[0].stat().st_mtime_ns
-    parts[1].unlink()
-    asked: list[int] = []
+    for part in parts[3:]:
+        part.unlink()
+    asked: list[tuple[int, list[str]]] = []
     batch = Evaluation._batch
 
-    def counting(self: Evaluation, pictures: list[Picture]) -> dict[str, Any]:
-        asked.append(len(pictures))
-        return batch(self, pictures)
+    def counting(self: Evaluation, pictures: list[Picture], labels: list[str]) -> dict[str, Any]:
+        asked.append((len(pictures), list(labels)))
+        return batch(self, pictures, labels)
 
     monkeypatch.setattr(Evaluation, "_batch", counting)
     same(whole, evaluation().run(tmp_path))
-    assert asked == [3] and parts[0].stat().st_mtime_ns == kept
+    assert asked == [(3, ["kmeans", "random"])] and parts[0].stat().st_mtime_ns == kept
     same(whole, evaluation().run(tmp_path))
-    assert asked == [3]
+    assert len(asked) == 1
+    methods["another"] = Random(seed=1)
+    more = evaluation().run(tmp_path)
+    assert asked[1:] == [(2, ["another"]), (3, ["another"])]
+    assert more.labels == ("kmeans", "random", "another")
+    for key, run in whole.runs.items():
+        assert np.array_equal(more.runs[key].right, run.right)
     for changes in ({"counts": [8]}, {"masses": [True]}, {"positions": "repack"}, {"pictures": 3}):
         asked.clear()
         results = evaluation(**changes).run(tmp_path)
-        assert sum(asked) == len(results.full().right) == 5, changes
+        assert sum(pictures for pictures, _ in asked) == len(results.full().right) == 5, changes
 
 
 def test_other_weights_are_another_evaluation(host: Host, task: Task) -> None:
