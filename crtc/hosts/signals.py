@@ -1,107 +1,275 @@
-"""What the vision tower can tell beside its features, taken by temporary hooks while it runs once."""
+"""What a vision tower can tell beside its features, taken while it runs once, for any family.
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from typing import Any, TypeVar
+Queries and keys are read where stock attention looks its function up, so any attention implementation will do, and
+they are those after rotation. Which patches a visual token is made of is asked of the model itself: gradients reach from
+a token exactly to its patches. So no family's geometry (dropped [CLS], pooling, shuffled windows) is written down here.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from crtc.hosts.family import Modality, feature_layer, tower
+from crtc.hosts.visual import readable
 from crtc.tokens import SignalName
 
-T = TypeVar("T")
 QUERIES_AT_ONCE = 256
 
 
+@dataclass(frozen=True)
+class Attended:
+    """One call of an attention layer.
+
+    Args:
+        queries: after rotation.
+        keys: after rotation.
+        scale: of the logits.
+        visible: which keys a query sees; None where it sees all.
+    """
+
+    queries: Float[Tensor, "I H P d"]
+    keys: Float[Tensor, "I J P d"]
+    scale: float
+    visible: Bool[Tensor, "I 1 Q P"] | None
+
+    def weights(self, start: int, stop: int) -> Float[Tensor, "I Q P"]:
+        """Softmax attention of some queries, mean over heads."""
+        queries = self.queries[:, :, start:stop]
+        keys = self.keys.repeat_interleave(queries.shape[1] // self.keys.shape[1], 1)
+        logits = (queries @ keys.transpose(-1, -2)) * self.scale
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.visible is not None:
+            seen = self.visible if self.visible.shape[2] == 1 else self.visible[:, :, start:stop]
+            logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
+        return logits.softmax(-1).mean(1)
+
+    def received(self) -> Float[Tensor, "I P"]:
+        """What every token receives, mean over heads and the queries that see it, never the whole matrix at once."""
+        images, _, num, _ = self.queries.shape
+        real = torch.ones(images, num, dtype=torch.bool, device=self.queries.device)
+        seen = real.new_full((images, num), num, dtype=torch.long)
+        if self.visible is not None:
+            full = self.visible.expand(images, 1, num, num)[:, 0]
+            real = full.diagonal(dim1=1, dim2=2)  # padding does not see itself, and nobody asks it
+            seen = (full & real[:, :, None]).sum(1)
+        total = torch.zeros(images, num, device=self.queries.device)
+        for start in range(0, num, QUERIES_AT_ONCE):
+            stop = min(start + QUERIES_AT_ONCE, num)
+            part = self.weights(start, stop) * real[:, start:stop, None]
+            total = total + part.sum(1)
+        return total / seen.clamp(min=1)
+
+
 def capture(
-    model: LlavaForConditionalGeneration,
-    run: Callable[[], T],
+    model: Any,
+    modality: Modality,
+    arguments: dict[str, Any],
     wanted: Iterable[SignalName],
     *,
-    feature_layer: int | list[int],
-    drop_first: bool,
-) -> tuple[T, dict[SignalName, Tensor]]:
-    """Run the tower and projector once and keep the wanted signals, `[images, rows, ...]` each.
+    signal_layer: int | None = None,
+) -> tuple[Any, dict[SignalName, Tensor]]:
+    """Run the model's feature function once and keep the wanted signals, `[R, ...]` beside its R visual rows.
 
-    Queries and keys are read off the projections of the attention layer whose output is the selected feature layer (the
-    last one of several), so any attention implementation will do. A tower without [CLS] gives no `cls_attention`.
+    A row that no patch reaches, such as a newline, has zeros. A tower without [CLS] gives no `cls_attention`; one whose
+    attention is not that of transformers gives none at all, nor does a projector that mixes patches freely.
 
     Args:
         model: the host.
-        run: encodes and projects the images.
+        modality: what is encoded.
+        arguments: of the feature function.
         wanted: names of signals.
-        feature_layer: the hidden state that the projector reads.
-        drop_first: whether the projector is not given the first row, [CLS].
+        signal_layer: attention layer of the tower to read, the one before the projector without.
 
     Raises:
-        ValueError: if attention is wanted of a tower that is not built of `encoder.layers` with `self_attn`, or of its
-            embeddings.
+        ValueError: if the tower has no such layer, or the projector reads its embeddings.
     """
+    run = getattr(model.base_model, f"get_{modality}_features")
     names = set(wanted)
-    seen: dict[str, Tensor] = {}
-    with ExitStack() as hooks:
-        if "features" in names:
-            projector = model.model.multi_modal_projector
-            hooks.callback(projector.register_forward_pre_hook(_keep_input(seen, "features")).remove)
-        if names - {"features"}:
-            attention = _attention(model.model.vision_tower, feature_layer)
-            for name, part in (("queries", attention.q_proj), ("keys", attention.k_proj)):
-                hooks.callback(part.register_forward_hook(_keep_output(seen, name)).remove)
-        output = run()
-    signals: dict[SignalName, Tensor] = {}
+    root = tower(model, modality) if names else None
+    if root is None:
+        return run(**arguments, return_dict=True), {}
+    layers = attention_layers(root)
+    before = _before_projector(layers, feature_layer(model, arguments.get("vision_feature_layer")))
+    read = before if signal_layer is None else _chosen(layers, signal_layer)
+    if not layers:
+        return run(**arguments, return_dict=True), {}
+    grad = torch.is_grad_enabled()
+    states: list[Tensor] = []
+    calls: list[Attended] = []
+    with ExitStack() as stack:
+        stack.callback(torch.set_grad_enabled, grad)
+        stack.callback(layers[before][0].register_forward_hook(_anchor(states)).remove)
+        stack.enter_context(attended(layers[read][1], calls))
+        output = run(**arguments, return_dict=True)
+        torch.set_grad_enabled(True)
+        rows = readable(model, output)
+        owner = reached(rows, states)
+    if not grad or not any(parameter.requires_grad for parameter in model.parameters()):
+        output = _detached(output)
+    return output, {} if owner is None else _signals(names, root, states, calls, owner, len(rows))
+
+
+def attention_layers(root: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Layers of a tower with their attention, in order."""
+    parts = dict(root.named_modules())
+    found = []
+    for name, part in parts.items():
+        path, _, last = name.rpartition(".")
+        inner = any(type(child).__name__.endswith("Attention") for child in part.children())
+        stock = last.endswith(("attn", "attention")) and not isinstance(part, nn.MultiheadAttention)
+        if stock and not inner and path.rpartition(".")[2].isdigit():
+            found.append((parts[path], part))
+    return found
+
+
+@contextmanager
+def attended(module: nn.Module, calls: list[Attended]) -> Iterator[None]:
+    """While the context lasts, note what one attention module computes, whatever computes it."""
+    before = ALL_ATTENTION_FUNCTIONS.__dict__.get("get_interface")
+    lookup = ALL_ATTENTION_FUNCTIONS.get_interface
+
+    def get_interface(name: str, default: Any) -> Any:
+        function = lookup(name, default)
+
+        def noted(
+            caller: nn.Module,
+            queries: Tensor,
+            keys: Tensor,
+            values: Tensor,
+            mask: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            given = kwargs.pop("attention_mask", mask)
+            if caller is module and kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
+                scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
+                calls.append(Attended(queries.detach(), keys.detach(), float(scale), _visible(given)))
+            return function(caller, queries, keys, values, given, *args, **kwargs)
+
+        return noted
+
+    ALL_ATTENTION_FUNCTIONS.get_interface = get_interface  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS.get_interface
+        if before is not None:  # of an outer context
+            ALL_ATTENTION_FUNCTIONS.get_interface = before  # type: ignore[method-assign]
+
+
+def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P"] | None:
+    """For every patch the one visual row that it is part of, -1 for none; None if patches go into several rows.
+
+    Rows are numbered in binary: bit by bit, gradients tell which patches are part of the rows whose bit is set.
+
+    Args:
+        rows: visual rows, with their graph.
+        states: the states of the tower that they were made of, one tensor or several.
+    """
+    if not rows.requires_grad or not states:
+        return None
+    number = torch.arange(len(rows), device=rows.device)
+    drawn = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows.device, rows.dtype)
+
+    def parts(chosen: Bool[Tensor, " R"]) -> Bool[Tensor, " P"]:
+        found = torch.autograd.grad(rows, states, drawn * chosen[:, None], retain_graph=True, materialize_grads=True)
+        return torch.cat([gradient.flatten(0, -2).abs().amax(-1) > 0 for gradient in found])
+
+    owner, some = None, None
+    for bit in range(max(1, (len(rows) - 1).bit_length())):
+        on = (number >> bit) % 2 == 1
+        with_bit, without = parts(on), parts(~on)
+        if bool((with_bit & without).any()):
+            return None
+        some = with_bit | without
+        owner = (0 if owner is None else owner) + (with_bit.long() << bit)
+    assert owner is not None and some is not None
+    return owner.masked_fill(~some, -1)
+
+
+def _anchor(states: list[Tensor]) -> Any:
+    """A hook that lets a graph begin at the output of a layer."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        state = output[0] if isinstance(output, tuple) else output
+        if not state.requires_grad:
+            state.requires_grad_()
+        torch.set_grad_enabled(True)  # until `capture` sets it back
+        states.append(state)
+
+    return hook
+
+
+def _before_projector(layers: list[tuple[nn.Module, nn.Module]], state: int | list[int]) -> int:
+    number = state if isinstance(state, int) else state[-1]
+    place = number - 1 if number > 0 else number + len(layers)
+    if layers and (number == 0 or not 0 <= place < len(layers)):
+        raise ValueError(f"vision_feature_layer is {state}, which no attention layer of {len(layers)} puts out")
+    return place
+
+
+def _chosen(layers: list[tuple[nn.Module, nn.Module]], layer: int) -> int:
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"signal_layer is {layer}, but the tower has {len(layers)} attention layers")
+    return layer
+
+
+def _visible(mask: Any) -> Bool[Tensor, "I 1 Q P"] | None:
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        return None
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _signals(
+    names: set[SignalName],
+    root: nn.Module,
+    states: list[Tensor],
+    calls: list[Attended],
+    owner: Int[Tensor, " P"],
+    num: int,
+) -> dict[SignalName, Tensor]:
+
+    def pooled(patches: Tensor) -> Tensor:
+        """Mean over the patches of every row."""
+        inside = owner >= 0
+        total = patches.new_zeros(num, *patches.shape[1:]).index_add(0, owner[inside], patches[inside])
+        return total / torch.bincount(owner[inside], minlength=num).clamp(min=1).view(-1, *[1] * (patches.ndim - 1))
+
+    found: dict[SignalName, Tensor] = {}
     if "features" in names:
-        signals["features"] = seen["features"]
-    if names - {"features"}:
-        first = int(drop_first)
-        queries, keys = (
-            seen[name].view(*seen[name].shape[:2], attention.num_heads, -1) for name in ("queries", "keys")
-        )
-        if "keys" in names:
-            signals["keys"] = keys.mean(2)[:, first:]
-        if "cls_attention" in names and hasattr(model.model.vision_tower.embeddings, "class_embedding"):
-            signals["cls_attention"] = _weights(queries[:, :1], keys, attention.scale)[:, 0, first:]
-        if "received_attention" in names:
-            signals["received_attention"] = _received(queries, keys, attention.scale)[:, first:]
-    return output, signals
+        found["features"] = pooled(torch.cat([state.detach().flatten(0, -2) for state in states]))
+    if sum(call.queries.shape[0] * call.queries.shape[2] for call in calls) != len(owner):
+        return found
+    if "keys" in names:
+        found["keys"] = pooled(torch.cat([call.keys.mean(1).flatten(0, 1) for call in calls]))
+    if "received_attention" in names:
+        found["received_attention"] = pooled(torch.cat([call.received().flatten() for call in calls]))
+    if "cls_attention" in names and len(calls) == 1 and _has_cls(root):
+        length = calls[0].queries.shape[2]
+        ends = owner.view(-1, length)
+        last = bool((ends[:, 0] >= 0).all() and (ends[:, -1] < 0).all())
+        row = length - 1 if last else 0
+        found["cls_attention"] = pooled(calls[0].weights(row, row + 1)[:, 0].flatten())
+    return found
 
 
-def _attention(tower: nn.Module, feature_layer: int | list[int]) -> Any:
-    layers = getattr(getattr(tower, "encoder", None), "layers", None)
-    if layers is None or not hasattr(layers[0], "self_attn"):
-        raise ValueError(
-            f"{type(tower).__name__} has no encoder.layers with self_attn, its attention cannot be captured"
-        )
-    state = feature_layer if isinstance(feature_layer, int) else feature_layer[-1]
-    state = state if state >= 0 else len(layers) + 1 + state
-    if not 1 <= state <= len(layers):
-        raise ValueError(f"vision_feature_layer is {feature_layer}, which no attention layer of {len(layers)} puts out")
-    return layers[state - 1].self_attn  # hidden state 0 is the embeddings
+def _has_cls(root: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] in ("class_embedding", "cls_token") for name, _ in root.named_parameters())
 
 
-def _keep_output(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen[name] = output.detach()
-
-    return hook
-
-
-def _keep_input(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        seen[name] = args[0].detach()
-
-    return hook
-
-
-def _weights(queries: Float[Tensor, "I Q H d"], keys: Float[Tensor, "I P H d"], scale: float) -> Float[Tensor, "I Q P"]:
-    """Softmax attention, mean over heads."""
-    accurate = torch.promote_types(queries.dtype, torch.float32)
-    logits = torch.einsum("iqhd,iphd->ihqp", queries, keys) * scale
-    return logits.to(accurate).softmax(-1).mean(1)
-
-
-def _received(queries: Float[Tensor, "I P H d"], keys: Float[Tensor, "I P H d"], scale: float) -> Float[Tensor, "I P"]:
-    """What every token receives, mean over heads and queries, without the whole matrix at once."""
-    chunks = [_weights(part, keys, scale).sum(1) for part in torch.split(queries, QUERIES_AT_ONCE, 1)]
-    return torch.stack(chunks).sum(0) / queries.shape[1]
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):  # a ModelOutput, whose fields are attributes too
+        for name in list(value):
+            value[name] = _detached(value[name])
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_detached(part) for part in value)
+    return value

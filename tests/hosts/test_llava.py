@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from crtc.hosts import columns, encode, shorten
-from crtc.hosts.llava import generate
+from crtc.hosts import columns, encode, generate, shorten
 from crtc.merging import make_plan
 from crtc.methods import Random
 from crtc.methods.method import keep_all
