@@ -25,7 +25,8 @@ def turned_places(
     """
     own = positions[-3:, row, column].T.long()
     new_group, run = _starts(group), _starts(group, row, column - torch.arange(len(column), device=column.device))
-    start = own.new_full((int(run.max()) + 1, 3), int(own.max())).index_reduce(0, run, own, "amin")
+    start = own.new_full((int(run.max()) + 1, 3), int(own.max()))
+    start = start.scatter_reduce(0, run[:, None].expand_as(own), own, "amin")
     place = own - start[run]
     first_run = run.new_full((int(new_group.max()) + 1,), len(run)).scatter_reduce(0, new_group, run, "amin")
     place[:, 0] += run - first_run[new_group]

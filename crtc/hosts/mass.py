@@ -61,6 +61,8 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
     repeated = bias.to(dtype).repeat_interleave(rows // len(bias), 0)
     found = {}
     for kind, mask in kinds.items():
+        if kind is not None and kind not in config.layer_types:
+            continue  # some models make more kinds of masks than they have layers for
         layer = 0 if kind is None else config.layer_types.index(kind)
         length, offset, start = queries, 0, 0
         if cache is not None:

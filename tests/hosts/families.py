@@ -87,8 +87,10 @@ def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.12)
     model.set_attn_implementation(attention)
+    model.set_experts_implementation("eager")  # the other one knows no float64
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
+    model.generation_config.suppress_tokens = list(range(187, VOCABULARY))  # random weights would answer with images
     model.requires_grad_(False)
     with torch.no_grad():  # the stock tower keeps hooks of its own from its first run on
         model(**host.inputs(dtype=dtype))
