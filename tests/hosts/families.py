@@ -87,6 +87,8 @@ def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.12)
     model.set_attn_implementation(attention)
+    model.get_decoder().set_attn_implementation(attention)  # some towers do not follow, and hold the model back
+    assert model.get_decoder().config._attn_implementation == attention == model.config.text_config._attn_implementation
     model.set_experts_implementation("eager")  # the other one knows no float64
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None

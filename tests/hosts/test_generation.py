@@ -1,0 +1,281 @@
+"""Generating from compressed prompts: in a batch, with beams, with every cache, turn after turn, and nothing is left."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import TextStreamer, pipeline
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from crtc import compress, compressed
+from crtc.hosts import columns, default_positions, encode, generate, shorten
+from crtc.methods.method import Method, ScoreMethod
+from crtc.tokens import SIGNALS
+from tests.hosts.families import BUILDERS, ROWS, build
+from tests.hosts.references import cut, third
+
+FAMILIES = sorted(BUILDERS)
+RECURRENT = {"qwen3_5", "lfm2_vl"}
+NO_BEAMS = {"llama4": "its stock beams do not repeat image rows"}
+NO_CHUNKS = {
+    "gemma3": "a chunk cannot look ahead into the rest of an image",
+    "gemma3_narrow": "a chunk cannot look ahead into the rest of an image",
+    "gemma4": "a chunk cannot look ahead into the rest of an image",
+    "paligemma": "a chunk cannot look ahead into the rest of the prompt",
+    "llama4": "stock prefilling in chunks fails",
+    "granite4_vision": "stock prefilling in chunks fails",
+}
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+
+
+class Third(Method):
+    """Merges threes."""
+
+    family = "control"
+
+    def plan(self, tokens, k):
+        """Threes."""
+        return third(tokens)
+
+
+class Captured(ScoreMethod):
+    """Needs what a tower may give."""
+
+    family = "control"
+    needs = frozenset({"features"})
+
+    def score(self, tokens):
+        """Norm."""
+        return tokens.signals.features.norm(dim=1)
+
+
+class Broken(ScoreMethod):
+    """Fails."""
+
+    family = "control"
+
+    def score(self, tokens):
+        """Fail."""
+        raise RuntimeError("broken")
+
+
+def settings(name: str) -> dict[str, Any]:
+    return {"keep": 1 / 3, "mass": name not in RECURRENT}
+
+
+def state(model):
+    """Everything that could be left on a model or on transformers."""
+    parts = {
+        name: (sorted(part.__dict__), list(part._forward_hooks), list(part._forward_pre_hooks), part.training)
+        for name, part in model.named_modules()
+    }
+    return parts, dict(ALL_ATTENTION_FUNCTIONS.__dict__), dict(ALL_MASK_ATTENTION_FUNCTIONS.__dict__), torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batch_equals_singles(name):
+    host = build(name)
+    told = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    with compressed(host.model, Third(), **settings(name)) as handle:
+        together = host.model.generate(**host.inputs(), **told)
+        sizes = handle.plan.num_kept.tolist()
+        for number, row in enumerate(ROWS):
+            alone = host.model.generate(**host.inputs(rows=(row,)), **told)
+            kept = handle.plan.num_kept.tolist()
+            assert kept == (sizes[: len(kept)] if number == 0 else sizes[-len(kept) :])
+            assert torch.equal(together.sequences[number, -4:], alone.sequences[0, -4:])
+            difference = torch.stack(together.logits)[:, number] - torch.stack(alone.logits)[:, 0]
+            assert difference.abs().max() <= 5e-5
+    assert torch.equal(together.sequences[:, :-4], host.inputs()["input_ids"])
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=["3", "2x2"])
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(NO_BEAMS)))
+def test_beams_in_a_batch_equal_beams_alone(name, options):
+    host = build(name)
+    answers = options.get("num_return_sequences", 1)
+    with compressed(host.model, Third(), **settings(name)):
+        together = host.model.generate(**host.inputs(), **GREEDY, **options)
+        for number, row in enumerate(ROWS):
+            alone = host.model.generate(**host.inputs(rows=(row,)), **GREEDY, **options)
+            assert torch.equal(together[number * answers : (number + 1) * answers, -4:], alone[:, -4:])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_cache_says_the_same(name):
+    """A dynamic cache, a static one, and a prompt that is read in chunks."""
+    host = build(name)
+    encoded = encode(host.model, host.inputs())
+    mass, told = name not in RECURRENT, {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    plan = third(encoded.tokens)
+    expected = generate(encoded, plan, mass=mass, positions="keep", **told)
+    ways = [{"cache_implementation": "static", "disable_compile": True}]
+    ways += [] if name in NO_CHUNKS else [{"prefill_chunk_size": 5}]
+    for options in ways:
+        got = generate(encoded, plan, mass=mass, positions="keep", **told, **options)
+        assert torch.equal(got.sequences, expected.sequences), options
+        assert (torch.stack(got.logits) - torch.stack(expected.logits)).abs().max() <= 1e-4, options
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_second_turn_reads_only_what_is_new(name):
+    """On the cache of the first answer, as if all of it had been read anew."""
+    host = build(name)
+    inputs = host.inputs()
+    told = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    asked = torch.tensor([[33, 44, 55], [66, 77, 88]])
+    with compressed(host.model, Third(), **settings(name)) as handle:
+        first = host.model.generate(**inputs, **told)
+        before = first.past_key_values.get_seq_length()
+        ids = torch.cat([first.sequences, asked], 1)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, 7, dtype=torch.long)], 1)
+        second = host.model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **told
+        )
+        after = second.past_key_values.get_seq_length()
+        longer = {**inputs, "input_ids": ids, "attention_mask": mask}
+        for kind in host.types or [key for key in inputs if key.endswith("token_type_ids")]:
+            longer[kind] = torch.cat([inputs[kind], torch.ones(2, 7).to(inputs[kind]) * (name == "paligemma")], 1)
+        fresh = host.model.generate(**longer, **told)
+    assert after == before + 7 and handle.turn is not None
+    assert torch.equal(second.sequences[:, : ids.shape[1]], ids)
+    assert torch.equal(second.sequences, fresh.sequences)
+    assert (torch.stack(second.logits) - torch.stack(fresh.logits)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_two_ways_agree_and_gradients_reach_the_weights(name):
+    """Through `compressed` and through the explicit inputs, with labels; the merging weights are learnt."""
+    host = build(name)
+    inputs = host.inputs(side="right")
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+
+    class Learnt(Method):
+        """Threes with learnt shares."""
+
+        family = "learned"
+
+        def plan(self, tokens, k):
+            """Threes."""
+            found = third(tokens)
+            self.share = found.weight.float().requires_grad_()
+            return type(found)(found.kept, found.slot, self.share, found.size, found.group)
+
+    method = Learnt()
+    with compressed(host.model, method, **settings(name)):
+        loss = host.model(**inputs, labels=labels).loss
+    loss.backward()
+    tokens = encode(host.model, inputs).tokens
+    assert bool((method.share.grad[tokens.candidates] != 0).all())
+    assert all(parameter.grad is None for parameter in host.model.parameters())
+    explicit = compress(host.model, {**inputs, "labels": labels}, method, **settings(name))
+    assert torch.equal(host.model(**explicit).loss, loss)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_is_left(name):
+    host = build(name)
+    inputs = host.inputs()
+    before, deltas = state(host.model), getattr(host.model.base_model, "rope_deltas", None)
+    compress(host.model, inputs, "kmeans", keep=0.5, mass=False)
+    encode(host.model, inputs, SIGNALS)
+    assert state(host.model) == before and getattr(host.model.base_model, "rope_deltas", None) is deltas
+    with pytest.raises(RuntimeError, match="broken"), compressed(host.model, Broken(), **settings(name)):
+        host.model.generate(**inputs, **GREEDY)
+    with pytest.raises(RuntimeError, match="broken"), compressed(host.model, Broken(), **settings(name)):
+        host.model(**inputs)
+    wrong = {key: value[..., :1] if key.startswith("pixel_values") else value for key, value in inputs.items()}
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        encode(host.model, wrong, SIGNALS)
+    assert state(host.model) == before
+
+
+def test_default_positions():
+    assert {name for name in FAMILIES if default_positions(build(name).model) == "keep"} == {
+        "ernie4_5_vl_moe",
+        "glm46v",
+        "glm4v",
+        "paddleocr_vl",
+        "qwen2_5_vl",
+        "qwen2_5_vl_video",
+        "qwen2_vl",
+        "qwen3_5",
+        "qwen3_omni",
+        "qwen3_vl",
+        "qwen3_vl_mixed",
+        "qwen3_vl_moe",
+    }
+
+
+def test_turns_that_cannot_go_on():
+    host = build("llava")
+    inputs, told = host.inputs(), {**GREEDY, "return_dict_in_generate": True}
+    with compressed(host.model, Third(), keep=1 / 3):
+        first = host.model.generate(**inputs, **told)
+        cache, ids = first.past_key_values, torch.cat([first.sequences, first.sequences[:, -2:]], 1)
+        with pytest.raises(ValueError, match="new images come on a compressed cache"):
+            host.model.generate(input_ids=ids, pixel_values=inputs["pixel_values"], past_key_values=cache, **told)
+        with pytest.raises(ValueError, match="expected 2 dialogues of more than"):
+            host.model.generate(input_ids=ids[:1], past_key_values=cache, **told)
+    with compressed(host.model, Third(), keep=1 / 3), pytest.raises(ValueError, match="past_key_values holds"):
+        host.model.generate(**inputs, past_key_values=cache, **told)
+
+
+def test_sampling_repeats_and_streams(capsys):
+    host = build("qwen2_5_vl")
+
+    class Numbers:
+        """A tokenizer that writes ids."""
+
+        def decode(self, ids, **options):
+            """Ids with blanks."""
+            return " ".join(map(str, torch.as_tensor(ids).tolist())) + "\n"
+
+    with compressed(host.model, Third(), keep=1 / 3):
+        torch.manual_seed(0)
+        drawn = host.model.generate(**host.inputs(), max_new_tokens=3, do_sample=True, num_return_sequences=2)
+        assert torch.equal(drawn[:, :-3], host.inputs()["input_ids"].repeat_interleave(2, 0))
+        inputs = host.inputs(rows=((0,),))
+        said = host.model.generate(**inputs, **GREEDY, streamer=TextStreamer(Numbers(), skip_prompt=True))
+    assert capsys.readouterr().out.split() == [str(number) for number in said[0, -4:].tolist()]
+
+
+def test_a_pipeline_answers(host):
+    """The stock pipeline over the embedded host, with all tokens and with few."""
+    from crtc.tasks.picture import Glyphs
+
+    picture = Glyphs("test", 1, 12)[0]
+    model, processor = host
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    talk = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": picture.image},
+                {"type": "text", "text": picture.questions[0].text},
+            ],
+        }
+    ]
+    stock = ask(text=talk, max_new_tokens=3, return_full_text=False)
+    with compressed(model, "kmeans", keep=1.0):
+        assert ask(text=talk, max_new_tokens=3, return_full_text=False) == stock
+    with compressed(model, "kmeans", count=64) as handle:
+        assert ask(text=talk, max_new_tokens=3, return_full_text=False)[0]["generated_text"]
+    assert handle.plan.num_kept.tolist() == [64]
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl", "smolvlm", "qwen3_vl_mixed"])
+def test_counts_are_of_groups(name):
+    """Tiles and images one by one, a clip as a whole."""
+    host = build(name)
+    encoded = encode(host.model, host.inputs())
+    plan = cut(encoded.tokens)
+    short = shorten(encoded, plan, mass=False, positions="keep")
+    assert int((columns(encoded, plan) >= 0).sum()) == int(short["attention_mask"].sum())
+    assert encoded.tokens.group_sizes.tolist() == {
+        "llava": [36, 36, 36],
+        "internvl": [9] * 6,
+        "smolvlm": [9] * 3,
+        "qwen3_vl_mixed": [6, 8, 9],
+    }[name]
