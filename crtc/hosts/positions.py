@@ -53,7 +53,9 @@ def shortened_positions(
         counted = (inside.long().cumsum(-1) - 1).clamp(min=0)
         turning = torch.cat([counted[None].to(turning.dtype), turning])
     column = torch.arange(order.shape[1], device=order.device)
-    return turning.where(inside, column.to(turning.dtype))  # padding is numbered by its column, as models of one dimension do
+    return turning.where(
+        inside, column.to(turning.dtype)
+    )  # padding is numbered by its column, as models of one dimension do
 
 
 def _packed(

@@ -1,8 +1,8 @@
 """What a vision tower can tell beside its features, taken while it runs once, for any family.
 
 Queries and keys are read where stock attention looks its function up, so any attention implementation will do, and
-they are those after rotation. Which patches a visual token is made of is asked of the model itself: gradients reach from
-a token exactly to its patches. So no family's geometry (dropped [CLS], pooling, shuffled windows) is written down here.
+they are those after rotation. Which patches a visual token is made of is asked of the model itself: gradients reach
+from a token exactly to its patches. So no family's geometry (dropped [CLS], pooling, shuffled windows) stands here.
 """
 
 from collections.abc import Iterable, Iterator

@@ -76,7 +76,7 @@ def family(builder: Callable[[int], Host]) -> Callable[[int], Host]:
     return builder
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def build(name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, layers: int = 3) -> Host:
     """A host of a family, weights wide enough that argmax depends on the prompt; tests leave it as it is."""
     torch.manual_seed(0)
@@ -473,9 +473,7 @@ def glm4v(layers: int) -> Host:
 
 @family
 def glm46v(layers: int) -> Host:
-    return glm(
-        hf.Glm46VForConditionalGeneration, hf.Glm46VConfig, layers, vision="glm4v_vision", text="glm4v_text"
-    )
+    return glm(hf.Glm46VForConditionalGeneration, hf.Glm46VConfig, layers, vision="glm4v_vision", text="glm4v_text")
 
 
 @family
@@ -503,9 +501,7 @@ def ernie4_5_vl_moe(layers: int) -> Host:
         "mlp_layer_types": ["dense", "sparse", "sparse"][:layers],
     }
     config = hf.Ernie4_5_VLMoeConfig(
-        vision_config={
-            "depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "intermediate_size": 24
-        },
+        vision_config={"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "intermediate_size": 24},
         text_config=text,
         image_token_id=IMG,
         video_token_id=VID,

@@ -1,4 +1,4 @@
-"""What tests of hosts compare with: plans, and language models called with embeddings that were put together by hand."""
+"""What tests of hosts compare with: plans, and language models called with embeddings put together by hand."""
 
 import inspect
 from typing import Any
@@ -46,7 +46,9 @@ def look(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the model's own feature functions give."""
     found = {}
     for name in ("image", "video"):
-        given = {key: inputs[key] for key in inputs if key.startswith(("pixel", "image_", "video_", "spatial", "batch"))}
+        given = {
+            key: inputs[key] for key in inputs if key.startswith(("pixel", "image_", "video_", "spatial", "batch"))
+        }
         if (inputs["input_ids"] == (IMG if name == "image" else VID)).any():
             function = getattr(model.base_model, f"get_{name}_features")
             mine = {key: value for key, value in given.items() if key in inspect.signature(function).parameters}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from crtc import compress, compressed
+from crtc import compressed
 from crtc.hosts import columns, default_positions, encode, shorten
-from crtc.hosts.family import FAMILY_MARK, own_positions
+from crtc.hosts.family import own_positions
 from crtc.methods import Random
 from crtc.methods.method import keep_all
 from tests.hosts.families import BUILDERS, ROWS, build

@@ -1,4 +1,4 @@
-"""Generating from compressed prompts: in a batch, with beams, with every cache, turn after turn, and nothing is left."""
+"""Generating from compressed prompts: in a batch, with beams, on every cache, turn after turn; nothing is left."""
 
 from typing import Any
 
@@ -70,7 +70,12 @@ def state(model):
         name: (sorted(part.__dict__), list(part._forward_hooks), list(part._forward_pre_hooks), part.training)
         for name, part in model.named_modules()
     }
-    return parts, dict(ALL_ATTENTION_FUNCTIONS.__dict__), dict(ALL_MASK_ATTENTION_FUNCTIONS.__dict__), torch.is_grad_enabled()
+    return (
+        parts,
+        dict(ALL_ATTENTION_FUNCTIONS.__dict__),
+        dict(ALL_MASK_ATTENTION_FUNCTIONS.__dict__),
+        torch.is_grad_enabled(),
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -130,9 +135,7 @@ def test_a_second_turn_reads_only_what_is_new(name):
         before = first.past_key_values.get_seq_length()
         ids = torch.cat([first.sequences, asked], 1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(2, 7, dtype=torch.long)], 1)
-        second = host.model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **told
-        )
+        second = host.model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **told)
         after = second.past_key_values.get_seq_length()
         longer = {**inputs, "input_ids": ids, "attention_mask": mask}
         for kind in host.types or [key for key in inputs if key.endswith("token_type_ids")]:
@@ -273,9 +276,12 @@ def test_counts_are_of_groups(name):
     plan = cut(encoded.tokens)
     short = shorten(encoded, plan, mass=False, positions="keep")
     assert int((columns(encoded, plan) >= 0).sum()) == int(short["attention_mask"].sum())
-    assert encoded.tokens.group_sizes.tolist() == {
-        "llava": [36, 36, 36],
-        "internvl": [9] * 6,
-        "smolvlm": [9] * 3,
-        "qwen3_vl_mixed": [6, 8, 9],
-    }[name]
+    assert (
+        encoded.tokens.group_sizes.tolist()
+        == {
+            "llava": [36, 36, 36],
+            "internvl": [9] * 6,
+            "smolvlm": [9] * 3,
+            "qwen3_vl_mixed": [6, 8, 9],
+        }[name]
+    )
