@@ -832,3 +832,13 @@ def granite4_vision(layers: int) -> Host:
         qformer_config=former,
     )
     return any_resolution(hf.Granite4VisionForConditionalGeneration(config), 32)
+
+
+@family
+def lighton_ocr(layers: int) -> Host:
+    """A family that nobody looked at when the mechanism was made: it has to come by itself."""
+    vision = {**SMALL, "model_type": "pixtral", "image_size": 32, "patch_size": 4, "head_dim": 8}
+    text = {**text_config(layers), "model_type": "qwen3"}
+    config = hf.LightOnOcrConfig(vision_config=vision, text_config=text, image_token_id=IMG, spatial_merge_size=2)
+    sizes = [(24, 16), (16, 32), (32, 32)]
+    return Host(hf.LightOnOcrForConditionalGeneration(config), *sized(sizes, lambda h, w: h * w // 64, 32))

@@ -67,7 +67,7 @@ def geometry(name: str, model, inputs) -> list[list[int]]:
         return [part for tile in range(6) for part in shifted(blocks(6, 6), 37 * tile + 1)]
     if name == "llama4":
         return [part for image in range(3) for part in shifted(blocks(6, 6), 37 * image)]
-    if name == "mistral3":
+    if name in ("mistral3", "lighton_ocr"):
         sizes, starts = [(6, 4), (4, 8), (8, 8)], [0, 24, 56]
         return [p for size, start in zip(sizes, starts, strict=True) for p in shifted(blocks(*size), start)]
     if name == "lfm2_vl":
