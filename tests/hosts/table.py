@@ -24,11 +24,12 @@ HEAD = """## Models
 
 One mechanism compresses the *inputs* of stock models of transformers; nothing of a model is patched. A model is
 supported if its visual features take the place of placeholders; cross-attention (Mllama), encoder-decoders
-(Florence-2), discrete image tokens (Emu3, Chameleon) and remote code are refused by name. Each row was found by running a tiny random
-model of the family on a CPU (`python -m tests.hosts.table`), no real checkpoint: with all tokens it says what the stock
-model says, a batch what its prompts say alone, and where `yes` stands, beams, a static cache and a prompt read in chunks
-agree with plain decoding, and the next turn on the same cache reads only what is new. Positions are the default: `keep`
-keeps time, row and column, `repack` numbers anew. Signals and places (row and column) are what methods may need.
+(Florence-2), discrete image tokens (Emu3, Chameleon) and remote code are refused by name. Each row was found by
+running a tiny random model of the family on a CPU (`python -m tests.hosts.table`), no real checkpoint: with all
+tokens it says what the stock model says, a batch what its prompts say alone, and where `yes` stands, beams, a static
+cache and a prompt read in chunks agree with plain decoding, and the next turn on the same cache reads only what is
+new. Positions are the default: `keep` keeps time, row and column, `repack` numbers anew. Signals and places (row and
+column) are what methods may need.
 
 | family | shown | positions | mass | beams | static cache | chunks | next turn | signals | places |
 |---|---|---|---|---|---|---|---|---|---|
