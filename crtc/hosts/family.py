@@ -53,6 +53,11 @@ def check_model(model: object) -> Any:
     return model
 
 
+def takes_masks_by_kind(model: Any) -> bool:
+    """Whether the model can be given a mask for each kind of layer."""
+    return bool(model.config.model_type != "paligemma")  # family: PaliGemma
+
+
 def turns_in_space(model: Any) -> bool:
     """Whether positions are those of time, row and column (M-RoPE)."""
     return hasattr(model.base_model, "get_rope_index")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.masking_utils import create_masks_for_generate
 
+from crtc.hosts.family import takes_masks_by_kind
+
 ADDITIVE = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose attention reads a mask of logits."""
 
@@ -48,7 +50,8 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
         [B, 1, Q, C], or one by kind of layer where they differ.
 
     Raises:
-        ValueError: when the number of rows is no multiple of the prompts.
+        ValueError: when the number of rows is no multiple of the prompts, or the model cannot be given masks that
+            differ by kind of layer.
     """
     rows, queries = inputs["input_ids"].shape
     if rows % len(bias):
@@ -75,6 +78,11 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
     first = next(iter(found.values()))
     if all(torch.equal(mask, first) for mask in found.values()):  # one mask suits every family
         return first
+    if not takes_masks_by_kind(model):
+        raise ValueError(
+            f"{type(model).__name__} takes one mask for all layers, but its window is shorter than the "
+            f"{queries} tokens, expected mass=False"
+        )
     return found
 
 

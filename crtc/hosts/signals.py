@@ -20,6 +20,10 @@ from crtc.hosts.visual import readable
 from crtc.tokens import SignalName
 
 QUERIES_AT_ONCE = 256
+DIGIT = 3
+"""Bits of a row's number that are told by one gradient."""
+ROUNDING = 2**-6
+"""Of gradients, relative to their largest channel; what reaches a row less is not a part of it."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ def attended(module: nn.Module, calls: list[Attended]) -> Iterator[None]:
 def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P"] | None:
     """For every patch the one visual row that it is part of, -1 for none; None if patches go into several rows.
 
-    Rows are numbered in binary: bit by bit, gradients tell which patches are part of the rows whose bit is set.
+    The gradient of a weighted sum of rows at a patch of one row is that row's weight times its gradient. Rows are
+    numbered by weights, a digit of their number at a time; powers of two, which change no bit of a gradient but its
+    exponent, so that any float type will do.
 
     Args:
         rows: visual rows, with their graph.
@@ -177,19 +183,22 @@ def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P
     number = torch.arange(len(rows), device=rows.device)
     drawn = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows.device, rows.dtype)
 
-    def parts(chosen: Bool[Tensor, " R"]) -> Bool[Tensor, " P"]:
-        found = torch.autograd.grad(rows, states, drawn * chosen[:, None], retain_graph=True, materialize_grads=True)
-        return torch.cat([gradient.flatten(0, -2).abs().amax(-1) > 0 for gradient in found])
+    def gradient(weight: Tensor) -> Float[Tensor, "P C"]:
+        found = torch.autograd.grad(
+            rows, states, drawn * weight.to(rows.dtype)[:, None], retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([part.flatten(0, -2) for part in found]).float()
 
-    owner, some = None, None
-    for bit in range(max(1, (len(rows) - 1).bit_length())):
-        on = (number >> bit) % 2 == 1
-        with_bit, without = parts(on), parts(~on)
-        if bool((with_bit & without).any()):
+    plain = gradient(torch.ones_like(number))
+    some, channel = plain.abs().amax(1) > 0, plain.abs().argmax(1, keepdim=True)
+    plain, owner = plain[some], torch.zeros_like(number[:1]).expand(len(plain)).clone()
+    for shift in range(0, max(1, (len(rows) - 1).bit_length()), DIGIT):
+        weighted = gradient(2 ** ((number >> shift) % 2**DIGIT))[some]
+        digit = (weighted / plain).gather(1, channel[some])[:, 0].clamp(min=0).log2().round()
+        strays = (weighted - plain * 2 ** digit[:, None]).abs().amax(1) > ROUNDING * weighted.abs().amax(1)
+        if bool((strays | (digit < 0) | (digit >= 2**DIGIT)).any()):
             return None
-        some = with_bit | without
-        owner = (0 if owner is None else owner) + (with_bit.long() << bit)
-    assert owner is not None and some is not None
+        owner[some] += digit.long() << shift
     return owner.masked_fill(~some, -1)
 
 

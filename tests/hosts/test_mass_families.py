@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+import transformers as hf
 
 from crtc.hosts import columns, encode, generate, shorten
-from tests.hosts.families import BUILDERS, IMG, VID, build
+from tests.hosts.families import BUILDERS, IMG, VID, WIDTH, build, text_config
 from tests.hosts.references import doubled, third
 
 RECURRENT = {"qwen3_5": "linear_attention", "lfm2_vl": "conv"}
@@ -59,6 +60,23 @@ def test_with_and_without_cache(name):
     )
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(fresh.logits), atol=1e-4, rtol=0)
     assert torch.equal(cached.sequences, fresh.sequences)
+
+
+@torch.no_grad()
+def test_a_window_that_cannot_be_told_is_refused():
+    """PaliGemma 2 takes one mask for all layers; its window may not be shorter than what it reads."""
+    host = build("paligemma")
+    text = hf.Gemma2Config(**text_config(2), sliding_window=16)
+    config = hf.PaliGemmaConfig(
+        vision_config=host.model.config.vision_config, text_config=text, image_token_index=IMG, projection_dim=WIDTH
+    )
+    model = hf.PaliGemmaForConditionalGeneration(config).eval()
+    encoded = encode(model, host.inputs())
+    with pytest.raises(ValueError, match="PaliGemmaForConditionalGeneration takes one mask for all layers"):
+        generate(encoded, third(encoded.tokens), mass=True, positions="keep", **WANTED)
+    assert generate(encoded, third(encoded.tokens), mass=False, positions="keep", **WANTED)
+    text.sliding_window = 128
+    assert generate(encoded, third(encoded.tokens), mass=True, positions="keep", **WANTED)
 
 
 @pytest.mark.parametrize("name", sorted(RECURRENT))

@@ -206,6 +206,20 @@ def test_never_the_whole_matrix(monkeypatch):
     assert {shape[2] for shape in largest} == {8, 5} and len(largest) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_are_numbered_in_any_float_type(dtype):
+    """600 rows, each of the patches that a shuffle deals it, some patches of none; and a patch of two rows."""
+    torch.manual_seed(0)
+    dealt = torch.cat([torch.arange(600), torch.arange(600), torch.full((50,), -1)])[torch.randperm(1250)]
+    state = torch.randn(1, 1250, 8).to(dtype).requires_grad_()
+    inner, outer = torch.randn(8, 8).to(dtype), torch.randn(8, 16).to(dtype)
+    mixed = torch.nn.functional.gelu(state[0] @ inner)
+    rows = torch.zeros(600, 8, dtype=dtype).index_add(0, dealt[dealt >= 0], mixed[dealt >= 0]) @ outer
+    assert torch.equal(signals.reached(rows, [state]), dealt)
+    assert signals.reached(torch.cat([rows, rows[:1]]), [state]) is None
+    assert signals.reached(rows.detach(), [state]) is None
+
+
 def test_gradients_go_on_to_a_tower_that_is_trained():
     host = build("internvl")
     weight = tower(host.model, "image").embeddings.patch_embeddings.projection.weight
