@@ -1,6 +1,6 @@
-"""What tells one family of stock vision-language models from another; every line that names or suits one is here.
+"""What a stock vision-language model is to us, and what tells one family from another.
 
-Lines that exist for particular families end in `# family: ...`; a test counts them.
+Lines that exist for particular families, here and elsewhere, end in `# family: ...`; a test counts them.
 """
 
 import inspect
@@ -38,7 +38,7 @@ def check_model(model: object) -> Any:
         raise ValueError(f"{name} is not supported: its code is not that of transformers")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name} is not supported: an encoder reads its prompts, and a decoder the encoder's states")
-    if hasattr(model.base_model, "get_image_tokens"):
+    if hasattr(model.base_model, "get_image_tokens"):  # family: Emu3, Chameleon
         raise ValueError(f"{name} is not supported: its images become discrete tokens of the vocabulary, not features")
     if not modalities(model):
         crosses = any("cross" in part.lower() and "attn" in part.lower() for part, _ in model.named_modules())
@@ -81,19 +81,20 @@ def rows_field(output: Any) -> str | None:
         return "pooler_output"
     if getattr(output, "deepstack_features", None) is not None:  # family: Granite4-Vision
         return None
-    return "last_hidden_state"  # family: Llama 4
+    return "last_hidden_state"  # family: Llama 4, Fuyu
 
 
 def projected(model: Any, rows: Tensor, field: str | None) -> Tensor:
     """Rows as the language model reads them."""
-    if field == "last_hidden_state":  # family: Llama 4
+    if field == "last_hidden_state" and hasattr(model.base_model, "multi_modal_projector"):  # family: Llama 4
         return model.base_model.multi_modal_projector(rows)  # type: ignore[no-any-return] # family: Llama 4
     return rows
 
 
 def tower(model: Any, modality: Modality) -> nn.Module | None:
     """The vision tower, None where the model does not tell it."""
-    found = getattr(model.base_model, f"{modality}_tower", None) or model.get_encoder(modality=modality)
+    own = getattr(model.base_model, f"{modality}_tower", None)  # family: Video-LLaVA
+    found = own or model.get_encoder(modality=modality)
     return found if isinstance(found, nn.Module) and found is not model and found is not model.base_model else None
 
 
@@ -101,7 +102,8 @@ def feature_layer(model: Any, chosen: int | list[int] | None) -> int | list[int]
     """The hidden state of the tower that the projector reads, 0 is the embeddings."""
     if chosen is not None:
         return chosen
-    configured = (getattr(model.config, name, None) for name in ("vision_feature_layer", "vision_feature_layers"))
+    names = ("vision_feature_layer", "vision_feature_layers")  # family: VipLLaVA
+    configured = (getattr(model.config, name, None) for name in names)
     return next((layer for layer in configured if layer is not None), -1)
 
 

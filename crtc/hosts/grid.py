@@ -68,7 +68,7 @@ def _frames(inputs: Mapping[str, Any]) -> int:
 
 def _shape(inputs: Mapping[str, Any], unit: int) -> Sequence[int]:
     """Height and width of an image in any unit; square where nothing tells."""
-    for name in ("image_sizes", "spatial_shapes"):
+    for name in ("image_sizes", "spatial_shapes"):  # family: LFM2-VL
         if inputs.get(name) is not None:
             return [int(size) for size in inputs[name][unit]]
     pixels = next((value for name, value in inputs.items() if name.startswith("pixel_values")), None)

@@ -61,7 +61,8 @@ def shorten(
         mass: whether every layer of the language model adds log(size) to the logits of a merged token's key column. The
             attention mask is then 4-D, or one 4-D mask by kind of layer, unless all sizes are one.
         positions: whether positions are numbered anew or kept.
-        rows: content of the slots in the place of `apply(plan, x)`, as training through a soft choice needs it.
+        rows: content of the slots in the place of `apply(plan, x)`, as training through a soft choice needs it. What
+            deeper layers are given besides (deepstack) follows the plan.
 
     Raises:
         ValueError: if the plan is of other tokens, rows have another shape, or the model cannot take mass.

@@ -187,7 +187,7 @@ def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P
         found = torch.autograd.grad(
             rows, states, drawn * weight.to(rows.dtype)[:, None], retain_graph=True, materialize_grads=True
         )
-        return torch.cat([part.flatten(0, -2) for part in found]).float()
+        return torch.cat([part.flatten(0, -2) for part in found]).to(rows.device, torch.float32)
 
     plain = gradient(torch.ones_like(number))
     some, channel = plain.abs().amax(1) > 0, plain.abs().argmax(1, keepdim=True)
@@ -246,7 +246,7 @@ def _signals(
 
     def pooled(patches: Tensor) -> Tensor:
         """Mean over the patches of every row."""
-        inside = owner >= 0
+        patches, inside = patches.to(owner.device), owner >= 0
         total = patches.new_zeros(num, *patches.shape[1:]).index_add(0, owner[inside], patches[inside])
         return total / torch.bincount(owner[inside], minlength=num).clamp(min=1).view(-1, *[1] * (patches.ndim - 1))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from crtc.hosts.family import Modality, projected, rows_field
 from crtc.tokens import Plan, apply
 
-PIXELS = ("pixel_values", "image_patches")
+PIXELS = ("pixel_values", "image_patches")  # family: Fuyu
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Visual:
         deep = getattr(self.output, "deepstack_features", None)
         if deep is not None:
             layers = [
-                (layer[0], _as_before(layer[1], self._applied(plan, layer[1])[kept], sizes))
+                (layer[0], _as_before(layer[1], self._applied(plan, layer[1])[kept], sizes))  # family: Granite4-Vision
                 if _numbered(layer)
                 else _as_before(layer, self._applied(plan, layer)[kept], sizes)
                 for layer in deep
@@ -68,7 +68,7 @@ class Visual:
         return new
 
     def _applied(self, plan: Plan, container: Any) -> Float[Tensor, "K D"]:
-        rows = flat(container)[self.source]
+        rows = flat(container).to(self.source.device)[self.source]
         full = rows.new_zeros(len(plan.slot), rows.shape[1]).index_put((self.place,), rows)
         return apply(plan, full)
 
@@ -113,7 +113,7 @@ def flat(container: Any) -> Float[Tensor, "R D"]:
 
 
 def _numbered(layer: Any) -> bool:
-    return not isinstance(layer, Tensor) and isinstance(layer[0], int)
+    return not isinstance(layer, Tensor) and isinstance(layer[0], int)  # family: Granite4-Vision
 
 
 def _as_before(container: Any, rows: Float[Tensor, "K D"], sizes: Sequence[int]) -> Any:

@@ -83,17 +83,19 @@ def encode(
     text = host.get_input_embeddings()(ids[row, column].masked_fill(visible, 0))  # placeholders may be past the table
     shown = [_look(host, name, inputs, there[name], signals, image_of, signal_layer) for name in there]
     looks = [look for look in shown if look is not None]
-    x, kind, clip = text, torch.full_like(row, TEXT), torch.zeros_like(row)
-    unit = torch.zeros_like(row)
+    x, kind = text, torch.full_like(row, TEXT)
+    unit, clip = torch.zeros_like(row), torch.zeros_like(row)
     for look in looks:
         place = look.visual.place
         kind[place], unit[place] = KINDS[look.visual.modality], look.unit
-        x = x.index_put((place,), readable(host, look.visual.output)[look.visual.source].to(x.device, x.dtype))
+        x = x.index_put((place,), readable(host, look.visual.output).to(x.device, x.dtype)[look.visual.source])
         clip[place] = look.clip
     group = _groups(kind, row, column, clip)
     rest = {name: value for name, value in inputs.items() if name not in _used(host, inputs)}
     if turns_in_space(host) and rest.get("position_ids") is None:
-        rest["position_ids"] = own_positions(host, dict(inputs), mask)
+        grids = inputs.get("image_grid_thw")
+        shared = {} if image_of is None or grids is None else {"image_grid_thw": grids[image_of.to(grids.device)]}
+        rest["position_ids"] = own_positions(host, {**inputs, **shared}, mask)
     grid = row.new_full((len(row), 3), -1)
     for look in looks:
         place = look.visual.place
@@ -174,7 +176,7 @@ def _bag(looks: list[_Look], num: int) -> Signals:
     names = set.intersection(*[set(look.signals) for look in looks]) if looks else set()
     bag = {}
     for name in names:
-        rows = [look.signals[name][look.visual.source] for look in looks]
+        rows = [look.signals[name].to(look.visual.source.device)[look.visual.source] for look in looks]
         full = rows[0].new_zeros(num, *rows[0].shape[1:])
         for look, own in zip(looks, rows, strict=True):
             full = full.index_put((look.visual.place,), own)

@@ -842,3 +842,23 @@ def lighton_ocr(layers: int) -> Host:
     config = hf.LightOnOcrConfig(vision_config=vision, text_config=text, image_token_id=IMG, spatial_merge_size=2)
     sizes = [(24, 16), (16, 32), (32, 32)]
     return Host(hf.LightOnOcrForConditionalGeneration(config), *sized(sizes, lambda h, w: h * w // 64, 32))
+
+
+@family
+def fuyu(layers: int) -> Host:
+    """No vision tower: a patch is projected and is a token."""
+    config = hf.FuyuConfig(
+        text_config={**text_config(layers), "model_type": "persimmon"},
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        image_token_id=IMG,
+        patch_size=4,
+        num_channels=3,
+        pad_token_id=PAD,
+    )
+    patches = draw(3, 12, 48)
+    return Host(
+        hf.FuyuForCausalLM(config),
+        (Picture((12,)),) * 3,
+        lambda rows: {"pixel_values": patches[chosen(rows)]},
+    )

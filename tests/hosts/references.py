@@ -73,7 +73,7 @@ def merged_by_hand(
         places = (ids == (IMG if kind == "image" else VID)).nonzero().tolist()
         layers = getattr(output, "deepstack_features", None) or []
         layers = [rows_of(layer[1] if isinstance(layer[0], int) else layer) for layer in layers]
-        main = output.last_hidden_state if name == "llama4" else output.pooler_output
+        main = output.last_hidden_state if name in ("llama4", "fuyu") else output.pooler_output
         rows = layers[0] if main is None else rows_of(main)
         for number, (line, column) in enumerate(places):
             content[line, column] = rows[number]

@@ -42,7 +42,7 @@ def table() -> str:
     rows: dict[str, list[str]] = {}
     for name in BUILDERS:
         host = build(name)
-        label = type(host.model).__name__.removesuffix("ForConditionalGeneration")
+        label = type(host.model).__name__.removesuffix("ForConditionalGeneration").removesuffix("ForCausalLM")
         found = row(host)
         if label in rows:  # the same family shown something else
             rows[label][0] = ", ".join(dict.fromkeys([*rows[label][0].split(", "), *found[0].split(", ")]))
@@ -105,7 +105,7 @@ def row(host: Host) -> list[str]:
         tried(lambda: agrees(cache_implementation="static", disable_compile=True)),
         tried(lambda: agrees(prefill_chunk_size=2), otherwise="no: reads both ways"),
         tried(turn),
-        ", ".join(signals) or "none: patches are mixed",
+        ", ".join(signals) or "none",
         "yes" if places else "no",
     ]
 

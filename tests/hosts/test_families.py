@@ -99,3 +99,20 @@ def test_merging_equals_embeddings_built_by_hand(name, positions):
         expected = merged_by_hand(host.model, inputs, encoded, plan, own, row)
         difference = (got[row, order[row] >= 0] - expected).abs().max().item()
         assert difference <= ROUNDED.get(name, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "granite4_vision", "llama4"])
+@torch.no_grad()
+def test_one_image_for_many_prompts(name):
+    """Encoded once, asked about twice, a third image between."""
+    host = build(name)
+    repeated = host.inputs(rows=((1,), (0,), (1,)))
+    once = {**repeated, **host.look(((0, 1),))}
+    image_of = torch.tensor([1, 0, 1])
+    ours, theirs = encode(host.model, once, image_of=image_of), encode(host.model, repeated)
+    torch.testing.assert_close(ours.tokens.x, theirs.tokens.x, atol=1e-5, rtol=0)
+    assert torch.equal(ours.tokens.grid, theirs.tokens.grid)
+    got, expected = (
+        host.model(**shorten(one, third(one.tokens), mass=True, positions="keep")).logits for one in (ours, theirs)
+    )
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)

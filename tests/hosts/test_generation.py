@@ -17,13 +17,14 @@ from tests.hosts.references import cut, third
 
 FAMILIES = sorted(BUILDERS)
 RECURRENT = {"qwen3_5", "lfm2_vl"}
-NO_BEAMS = {"llama4": "its stock beams do not repeat image rows"}
+NO_BEAMS = dict.fromkeys(("llama4", "fuyu"), "its stock beams do not repeat image rows")
 NO_CHUNKS = {
     "gemma3": "a chunk cannot look ahead into the rest of an image",
     "gemma3_narrow": "a chunk cannot look ahead into the rest of an image",
     "gemma4": "a chunk cannot look ahead into the rest of an image",
     "paligemma": "a chunk cannot look ahead into the rest of the prompt",
     "llama4": "stock prefilling in chunks fails",
+    "fuyu": "stock prefilling in chunks fails",
     "granite4_vision": "stock prefilling in chunks fails",
 }
 GREEDY = {"max_new_tokens": 4, "do_sample": False}

@@ -13,8 +13,8 @@ from crtc.tokens import SIGNALS
 from tests.hosts.families import BUILDERS, GRIDS, build
 
 EVERY = ((0, 1, 2),)
-BLIND = {"idefics2", "got_ocr2", "granite4_vision"}
-"""Their projectors mix patches: latents, convolutions, a window of queries."""
+BLIND = {"idefics2", "got_ocr2", "granite4_vision", "fuyu"}
+"""Their projectors mix patches: latents, convolutions, a window of queries; or there is no tower."""
 UNTOLD = {"gemma3_narrow", "gemma4", "glm46v", "llava_next_video", "llava_onevision", "llava_onevision_video"}
 UNTOLD |= {"qwen2_5_vl_video", "qwen3_5", "qwen3_omni", "qwen3_vl_mixed", "qwen3_vl_moe", "video_llava"}
 """Told of no geometry below: those like another family, clips, and pooling by position."""

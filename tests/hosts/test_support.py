@@ -43,7 +43,7 @@ def test_code_of_others_is_refused(monkeypatch):
 
 
 def test_families_are_found():
-    assert len({build(name).model.config.model_type for name in BUILDERS}) == 34
+    assert len({build(name).model.config.model_type for name in BUILDERS}) == 35
     for name in BUILDERS:
         host = build(name)
         assert check_model(host.model) is host.model
