@@ -110,7 +110,7 @@ def compressed(
     `generate` answers with the full prompt in front of the new tokens, logits of a plain call are short. Given the
     cache of its last answer and the dialogue so far, it reads only what is new. The model gets one hook and a
     `generate` of its own; both are gone after the context, also after an exception. Decoding by hand on a cache is
-    refused: use `generate`.
+    refused: use `generate`. A streamer is shown the short prompt, unless it skips prompts.
 
     Args:
         model: a stock vision-language model.

@@ -8,7 +8,7 @@ from transformers import TextStreamer, pipeline
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from crtc import compress, compressed
+from crtc import catalogue, compress, compressed
 from crtc.hosts import columns, default_positions, encode, generate, shorten
 from crtc.methods.method import Method, ScoreMethod
 from crtc.tokens import SIGNALS
@@ -175,6 +175,33 @@ def test_the_two_ways_agree_and_gradients_reach_the_weights(name):
     assert all(parameter.grad is None for parameter in host.model.parameters())
     explicit = compress(host.model, {**inputs, "labels": labels}, method, **settings(name))
     assert torch.equal(host.model(**explicit).loss, loss)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_explicit_inputs_suit_stock_generate(name):
+    host = build(name)
+    inputs = host.inputs()
+    with compressed(host.model, Third(), keep=1 / 3, mass=False):
+        expected = host.model.generate(**inputs, **GREEDY)
+    short = compress(host.model, inputs, Third(), keep=1 / 3)
+    assert short["input_ids"].shape[1] < inputs["input_ids"].shape[1]
+    assert torch.equal(host.model.generate(**short, **GREEDY)[:, -4:], expected[:, -4:])
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_mixed", "smolvlm", "llava_next", "internvl", "idefics2"])
+def test_the_catalogue_runs_or_says_what_it_lacks(name):
+    host = build(name)
+    inputs = host.inputs()
+    there = encode(host.model, inputs, SIGNALS).tokens
+    for label, kind in catalogue().items():
+        method = kind.for_width(there.x.shape[1])
+        missing = method.missing(there)
+        if missing:
+            with pytest.raises(ValueError, match=f"needs {', '.join(sorted(missing))}"):
+                compress(host.model, inputs, method, keep=0.4)
+        else:
+            short = compress(host.model, inputs, method, keep=0.4, mass=True)
+            assert host.model(**short).logits.isfinite().all(), label
 
 
 @pytest.mark.parametrize("name", FAMILIES)
