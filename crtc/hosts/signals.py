@@ -1,73 +1,18 @@
-"""What a vision tower can tell beside its features, taken while it runs once, for any family.
+"""What a vision tower can tell beside its features, taken while it runs once, for any family."""
 
-Queries and keys are read where stock attention looks its function up, so any attention implementation will do, and
-they are those after rotation. Which patches a visual token is made of is asked of the model itself: gradients reach
-from a token exactly to its patches. So no family's geometry (dropped [CLS], pooling, shuffled windows) stands here.
-"""
-
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from crtc.hosts.attention import Attended, attended, attention_layers
 from crtc.hosts.family import Modality, feature_layer, tower
+from crtc.hosts.patches import reached
 from crtc.hosts.visual import readable
 from crtc.tokens import SignalName
-
-QUERIES_AT_ONCE = 256
-DIGIT = 3
-"""Bits of a row's number that are told by one gradient."""
-ROUNDING = 2**-6
-"""Of gradients, relative to their largest channel; what reaches a row less is not a part of it."""
-
-
-@dataclass(frozen=True)
-class Attended:
-    """One call of an attention layer.
-
-    Args:
-        queries: after rotation.
-        keys: after rotation.
-        scale: of the logits.
-        visible: which keys a query sees; None where it sees all.
-    """
-
-    queries: Float[Tensor, "I H P d"]
-    keys: Float[Tensor, "I J P d"]
-    scale: float
-    visible: Bool[Tensor, "I 1 Q P"] | None
-
-    def weights(self, start: int, stop: int) -> Float[Tensor, "I Q P"]:
-        """Softmax attention of some queries, mean over heads."""
-        queries = self.queries[:, :, start:stop]
-        keys = self.keys.repeat_interleave(queries.shape[1] // self.keys.shape[1], 1)
-        logits = (queries @ keys.transpose(-1, -2)) * self.scale
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.visible is not None:
-            seen = self.visible if self.visible.shape[2] == 1 else self.visible[:, :, start:stop]
-            logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
-        return logits.softmax(-1).mean(1)
-
-    def received(self) -> Float[Tensor, "I P"]:
-        """What every token receives, mean over heads and the queries that see it, never the whole matrix at once."""
-        images, _, num, _ = self.queries.shape
-        real = torch.ones(images, num, dtype=torch.bool, device=self.queries.device)
-        seen = real.new_full((images, num), num, dtype=torch.long)
-        if self.visible is not None:
-            full = self.visible.expand(images, 1, num, num)[:, 0]
-            real = full.diagonal(dim1=1, dim2=2)  # padding does not see itself, and nobody asks it
-            seen = (full & real[:, :, None]).sum(1)
-        total = torch.zeros(images, num, device=self.queries.device)
-        for start in range(0, num, QUERIES_AT_ONCE):
-            stop = min(start + QUERIES_AT_ONCE, num)
-            part = self.weights(start, stop) * real[:, start:stop, None]
-            total = total + part.sum(1)
-        return total / seen.clamp(min=1)
 
 
 def capture(
@@ -119,89 +64,6 @@ def capture(
     return output, {} if owner is None else _signals(names, root, states, calls, owner, len(rows))
 
 
-def attention_layers(root: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Layers of a tower with their attention, in order."""
-    parts = dict(root.named_modules())
-    found = []
-    for name, part in parts.items():
-        path, _, last = name.rpartition(".")
-        inner = any(type(child).__name__.endswith("Attention") for child in part.children())
-        stock = last.endswith(("attn", "attention")) and not isinstance(part, nn.MultiheadAttention)
-        if stock and not inner and path.rpartition(".")[2].isdigit():
-            found.append((parts[path], part))
-    return found
-
-
-@contextmanager
-def attended(module: nn.Module, calls: list[Attended]) -> Iterator[None]:
-    """While the context lasts, note what one attention module computes, whatever computes it."""
-    before = ALL_ATTENTION_FUNCTIONS.__dict__.get("get_interface")
-    lookup = ALL_ATTENTION_FUNCTIONS.get_interface
-
-    def get_interface(name: str, default: Any) -> Any:
-        function = lookup(name, default)
-
-        def noted(
-            caller: nn.Module,
-            queries: Tensor,
-            keys: Tensor,
-            values: Tensor,
-            mask: Any = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> Any:
-            given = kwargs.pop("attention_mask", mask)
-            if caller is module and kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
-                scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
-                calls.append(Attended(queries.detach(), keys.detach(), float(scale), _visible(given)))
-            return function(caller, queries, keys, values, given, *args, **kwargs)
-
-        return noted
-
-    ALL_ATTENTION_FUNCTIONS.get_interface = get_interface  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS.get_interface
-        if before is not None:  # of an outer context
-            ALL_ATTENTION_FUNCTIONS.get_interface = before  # type: ignore[method-assign]
-
-
-def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P"] | None:
-    """For every patch the one visual row that it is part of, -1 for none; None if patches go into several rows.
-
-    The gradient of a weighted sum of rows at a patch of one row is that row's weight times its gradient. Rows are
-    numbered by weights, a digit of their number at a time; powers of two, which change no bit of a gradient but its
-    exponent, so that any float type will do.
-
-    Args:
-        rows: visual rows, with their graph.
-        states: the states of the tower that they were made of, one tensor or several.
-    """
-    if not rows.requires_grad or not states:
-        return None
-    number = torch.arange(len(rows), device=rows.device)
-    drawn = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows.device, rows.dtype)
-
-    def gradient(weight: Tensor) -> Float[Tensor, "P C"]:
-        found = torch.autograd.grad(
-            rows, states, drawn * weight.to(rows.dtype)[:, None], retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([part.flatten(0, -2) for part in found]).to(rows.device, torch.float32)
-
-    plain = gradient(torch.ones_like(number))
-    some, channel = plain.abs().amax(1) > 0, plain.abs().argmax(1, keepdim=True)
-    plain, owner = plain[some], torch.zeros_like(number[:1]).expand(len(plain)).clone()
-    for shift in range(0, max(1, (len(rows) - 1).bit_length()), DIGIT):
-        weighted = gradient(2 ** ((number >> shift) % 2**DIGIT))[some]
-        digit = (weighted / plain).gather(1, channel[some])[:, 0].clamp(min=0).log2().round()
-        strays = (weighted - plain * 2 ** digit[:, None]).abs().amax(1) > ROUNDING * weighted.abs().amax(1)
-        if bool((strays | (digit < 0) | (digit >= 2**DIGIT)).any()):
-            return None
-        owner[some] += digit.long() << shift
-    return owner.masked_fill(~some, -1)
-
-
 def _anchor(states: list[Tensor]) -> Any:
     """A hook that lets a graph begin at the output of a layer."""
 
@@ -227,12 +89,6 @@ def _chosen(layers: list[tuple[nn.Module, nn.Module]], layer: int) -> int:
     if not -len(layers) <= layer < len(layers):
         raise ValueError(f"signal_layer is {layer}, but the tower has {len(layers)} attention layers")
     return layer
-
-
-def _visible(mask: Any) -> Bool[Tensor, "I 1 Q P"] | None:
-    if not isinstance(mask, Tensor) or mask.ndim != 4:
-        return None
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _signals(

@@ -6,8 +6,11 @@ from torch.overrides import TorchFunctionMode
 from transformers.vision_utils import get_vision_window_index
 
 from crtc import compress
-from crtc.hosts import encode, signals
+from crtc.hosts import attention as attentions
+from crtc.hosts import encode
+from crtc.hosts.attention import attended, attention_layers
 from crtc.hosts.family import tower
+from crtc.hosts.patches import reached
 from crtc.methods.method import ScoreMethod
 from crtc.tokens import SIGNALS
 from tests.hosts.families import BUILDERS, GRIDS, build
@@ -111,11 +114,11 @@ def test_signals_stand_on_the_tokens_of_their_patches(name):
     """Encoder states, keys and attention, patch by patch, against the geometry told by hand."""
     host = build(name)
     inputs = host.inputs(rows=EVERY)
-    layers = signals.attention_layers(tower(host.model, "image"))
+    layers = attention_layers(tower(host.model, "image"))
     last = 2 if name == "vipllava" else -2 if name in ("llava", "llava_next") else -1
     states, calls = [], []
     hook = layers[last][0].register_forward_hook(lambda m, a, out: states.append(out[0] if type(out) is tuple else out))
-    with signals.attended(layers[last][1], calls):
+    with attended(layers[last][1], calls):
         tokens = encode(host.model, inputs).tokens
     hook.remove()
     tokens = encode(host.model, inputs, SIGNALS).tokens
@@ -140,8 +143,8 @@ def test_signals_stand_on_the_tokens_of_their_patches(name):
 def test_attention_is_that_of_eager_layers(name):
     host, eager = build(name), build(name, "eager")
     inputs = host.inputs(rows=EVERY)
-    layers, calls = signals.attention_layers(tower(host.model, "image")), []
-    with signals.attended(layers[-1][1], calls):
+    layers, calls = attention_layers(tower(host.model, "image")), []
+    with attended(layers[-1][1], calls):
         encode(host.model, inputs)
     given = {key: inputs[key] for key in ("pixel_values", "pixel_attention_mask", "image_sizes") if key in inputs}
     output = eager.model.base_model.get_image_features(**given, output_attentions=True, return_dict=True)
@@ -196,7 +199,7 @@ def test_never_the_whole_matrix(monkeypatch):
                 largest.append(output.shape)
             return output
 
-    monkeypatch.setattr(signals, "QUERIES_AT_ONCE", 8)
+    monkeypatch.setattr(attentions, "QUERIES_AT_ONCE", 8)
     with Watch():
         encode(host.model, host.inputs(), ["cls_attention"])
     assert largest == [(3, 2, 1, 37)]
@@ -215,9 +218,9 @@ def test_rows_are_numbered_in_any_float_type(dtype):
     inner, outer = torch.randn(8, 8).to(dtype), torch.randn(8, 16).to(dtype)
     mixed = torch.nn.functional.gelu(state[0] @ inner)
     rows = torch.zeros(600, 8, dtype=dtype).index_add(0, dealt[dealt >= 0], mixed[dealt >= 0]) @ outer
-    assert torch.equal(signals.reached(rows, [state]), dealt)
-    assert signals.reached(torch.cat([rows, rows[:1]]), [state]) is None
-    assert signals.reached(rows.detach(), [state]) is None
+    assert torch.equal(reached(rows, [state]), dealt)
+    assert reached(torch.cat([rows, rows[:1]]), [state]) is None
+    assert reached(rows.detach(), [state]) is None
 
 
 def test_gradients_go_on_to_a_tower_that_is_trained():
