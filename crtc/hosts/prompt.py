@@ -72,7 +72,7 @@ def shorten(
     fills = {"input_ids": padding_id(encoded.model), "labels": IGNORED_LABEL}
     inputs = dict(encoded.inputs)
     for name, value in encoded.inputs.items():
-        if isinstance(value, Tensor) and value.shape == ids.shape and name != "position_ids":
+        if isinstance(value, Tensor) and value.shape[-2:] == ids.shape and name != "position_ids":
             inputs[name] = rearranged(value, order, fills.get(name, 0))
     position_ids = _positions(encoded, plan, order, positions)
     if position_ids is not None:

@@ -43,7 +43,7 @@ class Host:
         """Prompts, padded; a row has the same text alone and among others."""
         texts = []
         for row in rows:
-            drawn = torch.Generator().manual_seed(100 + row[0])
+            drawn = torch.Generator().manual_seed(100 + (row[0] if row else 50))
 
             def words(number: int, drawn: torch.Generator = drawn) -> list[int]:
                 return torch.randint(3, 180, (number,), generator=drawn).tolist()

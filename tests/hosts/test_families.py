@@ -122,3 +122,20 @@ def test_one_image_for_many_prompts(name):
         host.model(**shorten(one, third(one.tokens), mass=True, positions="keep")).logits for one in (ours, theirs)
     )
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_every_tensor_with_a_column_per_token_is_shortened():
+    host = build("qwen3_vl_mixed")
+    inputs = host.inputs()
+    ids = inputs["input_ids"]
+    encoded = encode(host.model, {**inputs, "labels": ids, "channels": torch.stack([ids, -ids, 2 * ids])})
+    plan = prune(encoded.tokens)
+    short, order = shorten(encoded, plan, mass=False, positions="keep"), columns(encoded, plan)
+    inside, expected = order >= 0, ids.gather(1, order.clamp(min=0))
+    assert torch.equal(short["input_ids"][inside], expected[inside])
+    assert torch.equal(short["labels"], expected.masked_fill(~inside, -100))
+    assert torch.equal(short["channels"], torch.stack([expected, -expected, 2 * expected]).masked_fill(~inside, 0))
+    kinds = inputs["mm_token_type_ids"].gather(1, order.clamp(min=0)).masked_fill(~inside, 0)
+    assert torch.equal(short["mm_token_type_ids"], kinds) and set(kinds.flatten().tolist()) == {0, 1, 2}
+    assert short["position_ids"].shape == (4, *order.shape)

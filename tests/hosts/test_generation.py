@@ -96,6 +96,18 @@ def test_batch_equals_singles(name):
     assert torch.equal(together.sequences[:, :-4], host.inputs()["input_ids"])
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_row_without_image_goes_along(name):
+    host = build(name)
+    told = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    with compressed(host.model, Third(), **settings(name)) as handle:
+        together = host.model.generate(**host.inputs(rows=((1,), ())), **told)
+        assert set(handle.tokens.sequence[handle.tokens.candidates].tolist()) == {0}
+        alone = host.model.generate(**host.inputs(rows=((1,),)), **told)
+    assert torch.equal(together.sequences[0, -4:], alone.sequences[0, -4:])
+    assert (torch.stack(together.logits)[:, 0] - torch.stack(alone.logits)[:, 0]).abs().max() <= 5e-5
+
+
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=["3", "2x2"])
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(NO_BEAMS)))
 def test_beams_in_a_batch_equal_beams_alone(name, options):
