@@ -108,9 +108,9 @@ def compressed(
     """Within the context `model.generate(**inputs)` and `model(**inputs)` compress their images first.
 
     `generate` answers with the full prompt in front of the new tokens, logits of a plain call are short. Given the
-    cache of its last answer and the dialogue so far, it reads only what is new. The model gets one hook and a
-    `generate` of its own; both are gone after the context, also after an exception. Decoding by hand on a cache is
-    refused: use `generate`. A streamer is shown the short prompt, unless it skips prompts.
+    cache of its last answer, the dialogue so far and the pixels of new images only, it reads only what is new. The
+    model gets one hook and a `generate` of its own; both are gone after the context, also after an exception. Decoding
+    by hand on a cache is refused: use `generate`. A streamer is shown the short prompt, unless it skips prompts.
 
     Args:
         model: a stock vision-language model.
@@ -149,7 +149,7 @@ def compressed(
         generating = True
         try:
             if turn is not None and cache is turn.cache and int(cache.get_seq_length()):
-                output, handle.turn = go_on(model, turn, inputs)
+                output, handle.turn = go_on(turn, inputs, plan, model=model, mass=mass, positions=way)
                 return output
             check_cache(cache)
             with torch.no_grad():

@@ -1,14 +1,16 @@
 """Stock `generate` on shortened prompts, and on what follows them in a dialogue."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from crtc.hosts.family import padding_id
-from crtc.hosts.mass import masked
+from crtc.hosts.mass import masked, other_layers
 from crtc.hosts.positions import Positions, rearranged
 from crtc.hosts.prompt import column_bias, columns, shorten
 from crtc.hosts.vlm import Encoded
@@ -22,14 +24,14 @@ class Turn:
     Args:
         cache: keys and values of the short prompts and the answers.
         order: for every column of the short prompts its column in the full ones, -1 where padded.
-        length: columns of the full prompts.
+        ids: of the full prompts.
         position_ids: of the short prompts as `generate` read them.
         bias: on the columns of the short prompts.
     """
 
     cache: Any
     order: Int[Tensor, "B S"]
-    length: int
+    ids: Int[Tensor, "B L"]
     position_ids: Int[Tensor, "*rest B S"]
     bias: Float[Tensor, "B S"] | None
 
@@ -68,9 +70,7 @@ def answer(
     check_cache(options.get("past_key_values"))
     order = columns(encoded, plan)
     bias = column_bias(encoded, plan, order) if mass else None
-    if encoded.inputs.get("position_ids") is None and positions == "keep":
-        counted = (encoded.inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)  # as generate counts itself
-        encoded = replace(encoded, inputs={**encoded.inputs, "position_ids": counted})
+    encoded = _counted(encoded, positions)
     short = shorten(encoded, plan, mass=False, positions=positions)
     inputs = {**options, **short}
     output = _generate(encoded.model, inputs, encoded.inputs["input_ids"], order >= 0, bias)
@@ -82,43 +82,86 @@ def answer(
     read = inputs.get("position_ids")
     if read is None:
         read = ((order >= 0).long().cumsum(-1) - 1).clamp(min=0)
-    return output, Turn(cache, order, encoded.inputs["input_ids"].shape[1], read, bias)
+    return output, Turn(cache, order, encoded.inputs["input_ids"], read, bias)
 
 
 @torch.no_grad()
-def go_on(model: Any, turn: Turn, inputs: dict[str, Any]) -> tuple[Any, Turn]:
+def go_on(
+    turn: Turn,
+    inputs: dict[str, Any],
+    look: Callable[[dict[str, Any]], tuple[Encoded, Plan]],
+    *,
+    model: Any,
+    mass: bool,
+    positions: Positions,
+) -> tuple[Any, Turn]:
     """Stock `generate` on a cache of compressed prompts: the full dialogue comes in, only its new end is read.
 
     Args:
-        model: the host.
         turn: what the cache holds.
-        inputs: of `model.generate`: ids and mask of the whole dialogue so far, its images already in the cache.
+        inputs: of `model.generate`: ids and mask of the whole dialogue so far, pixels of new images only.
+        look: encodes new images and plans what becomes of their tokens.
+        model: the host.
+        mass: as for `shorten`.
+        positions: as for `shorten`.
 
     Raises:
-        ValueError: if the dialogue does not begin with the prompts of the cache, or brings new images.
+        ValueError: if the dialogue does not begin with the prompts of the cache and what was answered, or the model
+            cannot read padding between turns.
     """
-    ids = inputs["input_ids"]
-    if any(name.startswith(("pixel_values", "mm_encoder")) and value is not None for name, value in inputs.items()):
-        raise ValueError("new images come on a compressed cache, expected text; begin again without past_key_values")
-    if len(ids) != len(turn.order) or ids.shape[1] <= turn.length:
-        raise ValueError(
-            f"input_ids is {tuple(ids.shape)}, expected {len(turn.order)} dialogues of more than {turn.length} tokens"
-        )
+    ids, (rows, length) = inputs["input_ids"], turn.ids.shape
+    read = int(turn.cache.get_seq_length()) - turn.order.shape[1]
+    start = length + read  # first column that the model has not read
+    if read < 0 or len(ids) != rows or ids.shape[1] <= start:
+        raise ValueError(f"input_ids is {tuple(ids.shape)}, expected {rows} dialogues of more than {start} tokens")
+    if not torch.equal(ids[:, :length], turn.ids):
+        raise ValueError("input_ids does not begin with the prompts of the cache, expected the dialogue so far")
     mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    valid, added = turn.order >= 0, ids.shape[1] - turn.length
-    head = rearranged(ids[:, : turn.length], turn.order, padding_id(model))
-    step = torch.arange(1, added + 1, device=ids.device)
-    position_ids = torch.cat([turn.position_ids, turn.position_ids[..., -1:] + step], -1)
-    kinds = {name for name in inputs if name.endswith("token_type_ids")}  # those of text are what models assume
-    short = {
-        **{name: value for name, value in inputs.items() if name not in kinds},
-        "input_ids": torch.cat([head, ids[:, turn.length :]], 1),
-        "attention_mask": torch.cat([valid.to(mask), mask[:, turn.length :]], 1),
+    inputs = {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+    whole = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == ids.shape}
+    new = {**inputs, **{name: value[:, start:] for name, value in whole.items()}}
+    order = torch.arange(ids.shape[1] - start, device=ids.device).expand(rows, -1)
+    bias, short = order.new_zeros(order.shape, dtype=torch.float32), dict(new)
+    if any(name.startswith(("pixel_values", "mm_encoder")) and value is not None for name, value in inputs.items()):
+        encoded, plan = look({name: value for name, value in new.items() if name != "past_key_values"})
+        encoded = _counted(encoded, positions)
+        order = columns(encoded, plan)
+        short = shorten(encoded, plan, mass=False, positions=positions)
+        found = column_bias(encoded, plan, order) if mass else None
+        bias = bias[:, : order.shape[1]] if found is None else found
+    if bool((short["attention_mask"] == 0).any()) and (other := other_layers(model)):
+        raise ValueError(
+            f"rows of this turn are of unequal length, but layers of {', '.join(other)} would read the padding between "
+            "turns, expected one row or equal lengths"
+        )
+    steps = torch.arange(1, read + 1, device=ids.device)
+    head = torch.cat([turn.position_ids, turn.position_ids[..., -1:] + steps], -1)
+    tail = short.get("position_ids")
+    if tail is None:
+        tail = (short["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    answered = torch.arange(length, start, device=ids.device).expand(rows, -1)
+    order = torch.cat([turn.order, answered, (order + start).masked_fill(order < 0, -1)], 1)
+    position_ids = torch.cat([head, head[..., -1:] + 1 + tail], -1)
+    before = F.pad(turn.bias, (0, read)) if turn.bias is not None else bias.new_zeros(rows, head.shape[-1])
+    joined = torch.cat([before, bias], 1) if turn.bias is not None or bool((bias != 0).any()) else None
+    fills = {"input_ids": padding_id(model)}
+    full = {
+        **{name: value for name, value in inputs.items() if name in short or name == "past_key_values"},
+        **{name: rearranged(value, order, fills.get(name, 0)) for name, value in whole.items()},
         "position_ids": position_ids,
     }
-    output = _generate(model, short, ids, short["attention_mask"].bool(), turn.bias)
-    return output, turn
+    if "mm_encoder_outputs" in short:
+        full["mm_encoder_outputs"] = short["mm_encoder_outputs"]
+    output = _generate(model, full, ids, full["attention_mask"].bool(), joined)
+    return output, Turn(turn.cache, order, ids, position_ids, joined)
+
+
+def _counted(encoded: Encoded, positions: Positions) -> Encoded:
+    """The prompts with positions as `generate` counts them, where they are to be kept."""
+    if positions != "keep" or encoded.inputs.get("position_ids") is not None:
+        return encoded
+    counted = (encoded.inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    return replace(encoded, inputs={**encoded.inputs, "position_ids": counted})
 
 
 def _generate(model: Any, inputs: dict[str, Any], ids: Int[Tensor, "B L"], valid: Tensor, bias: Tensor | None) -> Any:

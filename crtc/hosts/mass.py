@@ -21,6 +21,11 @@ ADDITIVE = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose attention reads a mask of logits."""
 
 
+def other_layers(model: Any) -> list[str]:
+    """Kinds of layers of the language model that read no attention mask, such as those that carry a state."""
+    return sorted(set(getattr(model.get_decoder().config.get_text_config(), "layer_types", None) or ()) - ADDITIVE)
+
+
 def check_attention(model: Any) -> None:
     """Raise `ValueError` unless every layer of the language model takes an additive mask."""
     config = model.get_decoder().config.get_text_config()
@@ -28,10 +33,9 @@ def check_attention(model: Any) -> None:
         raise ValueError(
             f"attention implementation is {config._attn_implementation!r}, mass preservation needs 'sdpa' or 'eager'"
         )
-    other = set(getattr(config, "layer_types", None) or ()) - ADDITIVE
-    if other:
+    if other := other_layers(model):
         raise ValueError(
-            f"{type(model).__name__} has layers of {', '.join(sorted(other))}, which read no attention mask; "
+            f"{type(model).__name__} has layers of {', '.join(other)}, which read no attention mask; "
             "mass preservation needs attention in every layer, expected mass=False"
         )
 

@@ -161,6 +161,50 @@ def test_a_second_turn_reads_only_what_is_new(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_later_turns_bring_pictures(name):
+    """Every row has a picture in the cache, another comes with the second question; as if all had been read anew."""
+    host = build(name)
+    told = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    rows = 1 if name in RECURRENT else 2  # a state would read the padding between turns
+    old, new = ((0,), (1,))[:rows], ((2,), (0,))[:rows]
+    both = tuple((*a, *b) for a, b in zip(old, new, strict=True))
+    one, other = host.inputs(rows=old), host.inputs(rows=new)
+    later = int(name == "paligemma")  # what is read in both directions cannot go on
+
+    def joined(ids: torch.Tensor, tail: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs so far with an answer of four tokens and what is asked next."""
+        found = {"input_ids": torch.cat([ids, tail["input_ids"]], 1)}
+        for key in ("attention_mask", *[key for key in one if key.endswith("token_type_ids")]):
+            answered = torch.full((rows, 4), 1 if key == "attention_mask" else later).to(one[key])
+            found[key] = torch.cat([so_far[key], answered, tail[key]], 1)
+        return found
+
+    with compressed(host.model, Third(), **settings(name)):
+        first = host.model.generate(**one, **told)
+        cache, so_far = first.past_key_values, one
+        tail = {key: value + later * key.endswith("token_type_ids") for key, value in other.items()}
+        so_far = joined(first.sequences, tail)
+        second = host.model.generate(**so_far, **host.look(new), past_key_values=cache, **told)
+        fresh = host.model.generate(**so_far, **host.look(both), **told)
+        assert torch.equal(second.sequences[:, :-4], so_far["input_ids"])
+        assert (torch.stack(second.logits) - torch.stack(fresh.logits)).abs().max() <= 1e-4
+        assert torch.equal(second.sequences, fresh.sequences)
+    with compressed(host.model, Third(), **settings(name)):
+        so_far = one
+        cache = host.model.generate(**one, **told).past_key_values
+        so_far = joined(first.sequences, tail)
+        host.model.generate(**so_far, **host.look(new), past_key_values=cache, **told)
+        thanks = {key: torch.full((rows, 2), 33 if key == "input_ids" else 1) for key in so_far}
+        if not later:
+            thanks.update({key: torch.zeros(rows, 2).to(one[key]) for key in thanks if key.endswith("token_type_ids")})
+        so_far = joined(second.sequences, thanks)
+        third_turn = host.model.generate(**so_far, past_key_values=cache, **told)
+        anew = host.model.generate(**so_far, **host.look(both), **told)
+    assert (torch.stack(third_turn.logits) - torch.stack(anew.logits)).abs().max() <= 1e-4
+    assert torch.equal(third_turn.sequences, anew.sequences)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_two_ways_agree_and_gradients_reach_the_weights(name):
     """Through `compressed` and through the explicit inputs, with labels; the merging weights are learnt."""
     host = build(name)
@@ -257,12 +301,25 @@ def test_turns_that_cannot_go_on():
     with compressed(host.model, Third(), keep=1 / 3):
         first = host.model.generate(**inputs, **told)
         cache, ids = first.past_key_values, torch.cat([first.sequences, first.sequences[:, -2:]], 1)
-        with pytest.raises(ValueError, match="new images come on a compressed cache"):
+        with pytest.raises(ValueError, match="no image token 190 in input_ids"):  # the old ones are in the cache
             host.model.generate(input_ids=ids, pixel_values=inputs["pixel_values"], past_key_values=cache, **told)
+        with pytest.raises(ValueError, match="does not begin with the prompts of the cache"):
+            host.model.generate(input_ids=ids + 1, past_key_values=cache, **told)
         with pytest.raises(ValueError, match="expected 2 dialogues of more than"):
             host.model.generate(input_ids=ids[:1], past_key_values=cache, **told)
     with compressed(host.model, Third(), keep=1 / 3), pytest.raises(ValueError, match="past_key_values holds"):
         host.model.generate(**inputs, past_key_values=cache, **told)
+
+
+def test_padding_between_turns_is_refused_where_a_state_reads_it():
+    host = build("qwen3_5")
+    inputs, told = host.inputs(rows=((0,), (1,))), {**GREEDY, "return_dict_in_generate": True}
+    with compressed(host.model, Third(), keep=1 / 3, mass=False):
+        first = host.model.generate(**inputs, **told)
+        ids = torch.cat([first.sequences, torch.tensor([[5, 6], [0, 6]])], 1)
+        mask = torch.cat([inputs["attention_mask"], torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 1]])], 1)
+        with pytest.raises(ValueError, match="layers of linear_attention would read the padding between turns"):
+            host.model.generate(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **told)
 
 
 def test_sampling_repeats_and_streams(capsys):
