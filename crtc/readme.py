@@ -19,7 +19,12 @@ def blocks() -> dict[str, str]:
     with redirect_stdout(listing):
         methods(markdown=True)
     found = {"methods": listing.getvalue()}
-    for name, file in (("retention", "results/test/table.md"), ("ablation", "results/ablation/table.md")):
+    tables = {
+        "retention": "results/test/table.md",
+        "ablation": "results/ablation/table.md",
+        "hosts": "results/hosts/table.md",
+    }
+    for name, file in tables.items():
         if (ROOT / file).exists():
             found[name] = (ROOT / file).read_text()
     card = ROOT / "results/test/results.json"

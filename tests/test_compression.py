@@ -5,8 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from crtc.compression import compress, compressed
-from crtc.hosts import shorten
-from crtc.hosts.llava import encode
+from crtc.hosts import encode, shorten
 from crtc.methods import Random
 from crtc.methods.method import ScoreMethod
 from crtc.tokens import apply

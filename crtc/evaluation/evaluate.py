@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from crtc import __version__
 from crtc import counts as counting
+from crtc.hosts import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, prompts, right_rows, shared_logits, shortened_targets
-from crtc.hosts.llava import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.merging import make_plan
 from crtc.methods.method import Method
 from crtc.retention import Bools, Floats, evidence_recall, kl_divergence

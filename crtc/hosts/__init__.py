@@ -1,9 +1,15 @@
 """Stock Hugging Face models, in and out; the only home of `transformers` beside tasks and training."""
 
-from crtc.hosts.llava import Encoded as Encoded
-from crtc.hosts.llava import Positions as Positions
-from crtc.hosts.llava import check_model as check_model
-from crtc.hosts.llava import columns as columns
-from crtc.hosts.llava import encode as encode
-from crtc.hosts.llava import generate as generate
-from crtc.hosts.llava import shorten as shorten
+from crtc.hosts.family import check_model as check_model
+from crtc.hosts.generation import Turn as Turn
+from crtc.hosts.generation import answer as answer
+from crtc.hosts.generation import check_cache as check_cache
+from crtc.hosts.generation import generate as generate
+from crtc.hosts.generation import go_on as go_on
+from crtc.hosts.positions import Positions as Positions
+from crtc.hosts.positions import default_positions as default_positions
+from crtc.hosts.prompt import columns as columns
+from crtc.hosts.prompt import encoder_outputs as encoder_outputs
+from crtc.hosts.prompt import shorten as shorten
+from crtc.hosts.vlm import Encoded as Encoded
+from crtc.hosts.vlm import encode as encode

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from crtc.hosts.llava import Encoded, columns, encoder_outputs
+from crtc.hosts.prompt import columns, encoder_outputs
+from crtc.hosts.vlm import Encoded
 from crtc.tasks.picture import Picture
 from crtc.tokens import Plan, Tokens
 

@@ -1,127 +1,150 @@
-"""What the vision tower can tell beside its features, taken by temporary hooks while it runs once."""
+"""What a vision tower can tell beside its features, taken while it runs once, for any family."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
+from crtc.hosts.attention import Attended, attended, attention_layers
+from crtc.hosts.family import Modality, feature_layer, tower
+from crtc.hosts.patches import reached
+from crtc.hosts.visual import readable
 from crtc.tokens import SignalName
-
-T = TypeVar("T")
-QUERIES_AT_ONCE = 256
 
 
 def capture(
-    model: LlavaForConditionalGeneration,
-    run: Callable[[], T],
+    model: Any,
+    modality: Modality,
+    arguments: dict[str, Any],
     wanted: Iterable[SignalName],
     *,
-    feature_layer: int | list[int],
-    drop_first: bool,
-) -> tuple[T, dict[SignalName, Tensor]]:
-    """Run the tower and projector once and keep the wanted signals, `[images, rows, ...]` each.
+    signal_layer: int | None = None,
+) -> tuple[Any, dict[SignalName, Tensor]]:
+    """Run the model's feature function once and keep the wanted signals, `[R, ...]` beside its R visual rows.
 
-    Queries and keys are read off the projections of the attention layer whose output is the selected feature layer (the
-    last one of several), so any attention implementation will do; `shallow_attention` is of the layer three eighths up
-    the tower. A tower without [CLS] gives no `cls_attention`.
+    `shallow_attention` is of the layer three eighths up the tower. A row that no patch reaches, such as a newline, has
+    zeros. A tower without [CLS] gives no `cls_attention`; one whose attention is not that of transformers gives none
+    at all, nor does a projector that mixes patches freely.
 
     Args:
         model: the host.
-        run: encodes and projects the images.
+        modality: what is encoded.
+        arguments: of the feature function.
         wanted: names of signals.
-        feature_layer: the hidden state that the projector reads.
-        drop_first: whether the projector is not given the first row, [CLS].
+        signal_layer: attention layer of the tower to read, the one before the projector without.
 
     Raises:
-        ValueError: if attention is wanted of a tower that is not built of `encoder.layers` with `self_attn`, or of its
-            embeddings.
+        ValueError: if the tower has no such layer, or the projector reads its embeddings.
     """
+    run = getattr(model.base_model, f"get_{modality}_features")
     names = set(wanted)
-    seen: dict[str, Tensor] = {}
-    with ExitStack() as hooks:
-        if "features" in names:
-            projector = model.model.multi_modal_projector
-            hooks.callback(projector.register_forward_pre_hook(_keep_input(seen, "features")).remove)
-        if names - {"features"}:
-            attention = _attention(model.model.vision_tower, feature_layer)
-            for name, part in (("queries", attention.q_proj), ("keys", attention.k_proj)):
-                hooks.callback(part.register_forward_hook(_keep_output(seen, name)).remove)
+    root = tower(model, modality) if names else None
+    if root is None:
+        return run(**arguments, return_dict=True), {}
+    layers = attention_layers(root)
+    before = _before_projector(layers, feature_layer(model, arguments.get("vision_feature_layer")))
+    read = before if signal_layer is None else _chosen(layers, signal_layer)
+    if not layers:
+        return run(**arguments, return_dict=True), {}
+    grad = torch.is_grad_enabled()
+    states: list[Tensor] = []
+    calls: list[Attended] = []
+    shallow: list[Attended] = []
+    with ExitStack() as stack:
+        stack.callback(torch.set_grad_enabled, grad)
+        stack.callback(layers[before][0].register_forward_hook(_anchor(states)).remove)
+        stack.enter_context(attended(layers[read][1], calls))
         if "shallow_attention" in names:
-            shallow = _shallow(model.model.vision_tower)
-            for name, part in (("shallow queries", shallow.q_proj), ("shallow keys", shallow.k_proj)):
-                hooks.callback(part.register_forward_hook(_keep_output(seen, name)).remove)
-        output = run()
-    signals: dict[SignalName, Tensor] = {}
+            stack.enter_context(attended(layers[max(1, round(len(layers) * 3 / 8)) - 1][1], shallow))
+        output = run(**arguments, return_dict=True)
+        torch.set_grad_enabled(True)
+        rows = readable(model, output)
+        owner = reached(rows, states)
+    if not grad or not any(parameter.requires_grad for parameter in model.parameters()):
+        output = _detached(output)
+    return output, {} if owner is None else _signals(names, root, states, calls, shallow, owner, len(rows))
+
+
+def _anchor(states: list[Tensor]) -> Any:
+    """A hook that lets a graph begin at the output of a layer."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        state = output[0] if isinstance(output, tuple) else output
+        if not state.requires_grad:
+            state.requires_grad_()
+        torch.set_grad_enabled(True)  # until `capture` sets it back
+        states.append(state)
+
+    return hook
+
+
+def _before_projector(layers: list[tuple[nn.Module, nn.Module]], state: int | list[int]) -> int:
+    number = state if isinstance(state, int) else state[-1]
+    place = number - 1 if number > 0 else number + len(layers)
+    if layers and (number == 0 or not 0 <= place < len(layers)):
+        raise ValueError(f"vision_feature_layer is {state}, which no attention layer of {len(layers)} puts out")
+    return place
+
+
+def _chosen(layers: list[tuple[nn.Module, nn.Module]], layer: int) -> int:
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"signal_layer is {layer}, but the tower has {len(layers)} attention layers")
+    return layer
+
+
+def _signals(
+    names: set[SignalName],
+    root: nn.Module,
+    states: list[Tensor],
+    calls: list[Attended],
+    shallow: list[Attended],
+    owner: Int[Tensor, " P"],
+    num: int,
+) -> dict[SignalName, Tensor]:
+
+    def pooled(patches: Tensor) -> Tensor:
+        """Mean over the patches of every row."""
+        patches, inside = patches.to(owner.device), owner >= 0
+        total = patches.new_zeros(num, *patches.shape[1:]).index_add(0, owner[inside], patches[inside])
+        return total / torch.bincount(owner[inside], minlength=num).clamp(min=1).view(-1, *[1] * (patches.ndim - 1))
+
+    def received(seen: list[Attended]) -> Tensor:
+        return torch.cat([call.received().flatten() for call in seen])
+
+    found: dict[SignalName, Tensor] = {}
     if "features" in names:
-        signals["features"] = seen["features"]
-    if names - {"features"}:
-        first = int(drop_first)
-        queries, keys = (_by_head(seen[name], attention) for name in ("queries", "keys"))
-        if "keys" in names:
-            signals["keys"] = keys.mean(2)[:, first:]
-        if "cls_attention" in names and hasattr(model.model.vision_tower.embeddings, "class_embedding"):
-            signals["cls_attention"] = _weights(queries[:, :1], keys, attention.scale)[:, 0, first:]
-        if "received_attention" in names:
-            signals["received_attention"] = _received(queries, keys, attention.scale)[:, first:]
-        if "shallow_attention" in names:
-            queries, keys = (_by_head(seen[f"shallow {name}"], shallow) for name in ("queries", "keys"))
-            signals["shallow_attention"] = _received(queries, keys, shallow.scale)[:, first:]
-    return output, signals
+        found["features"] = pooled(torch.cat([state.detach().flatten(0, -2) for state in states]))
+    if sum(call.queries.shape[0] * call.queries.shape[2] for call in calls) != len(owner):
+        return found
+    if "keys" in names:
+        found["keys"] = pooled(torch.cat([call.keys.mean(1).flatten(0, 1) for call in calls]))
+    if "received_attention" in names:
+        found["received_attention"] = pooled(received(calls))
+    if "shallow_attention" in names and shallow and len(received(shallow)) == len(owner):
+        found["shallow_attention"] = pooled(received(shallow))
+    if "cls_attention" in names and len(calls) == 1 and _has_cls(root):
+        length = calls[0].queries.shape[2]
+        ends = owner.view(-1, length)
+        last = bool((ends[:, 0] >= 0).all() and (ends[:, -1] < 0).all())
+        row = length - 1 if last else 0
+        found["cls_attention"] = pooled(calls[0].weights(row, row + 1)[:, 0].flatten())
+    return found
 
 
-def _layers(tower: nn.Module) -> Any:
-    layers = getattr(getattr(tower, "encoder", None), "layers", None)
-    if layers is None or not hasattr(layers[0], "self_attn"):
-        raise ValueError(
-            f"{type(tower).__name__} has no encoder.layers with self_attn, its attention cannot be captured"
-        )
-    return layers
+def _has_cls(root: nn.Module) -> bool:
+    return any(name.rpartition(".")[2] in ("class_embedding", "cls_token") for name, _ in root.named_parameters())
 
 
-def _shallow(tower: nn.Module) -> Any:
-    layers = _layers(tower)
-    return layers[max(1, round(len(layers) * 3 / 8)) - 1].self_attn
-
-
-def _by_head(rows: Float[Tensor, "I P D"], attention: Any) -> Float[Tensor, "I P H d"]:
-    return rows.view(*rows.shape[:2], attention.num_heads, -1)
-
-
-def _attention(tower: nn.Module, feature_layer: int | list[int]) -> Any:
-    layers = _layers(tower)
-    state = feature_layer if isinstance(feature_layer, int) else feature_layer[-1]
-    state = state if state >= 0 else len(layers) + 1 + state
-    if not 1 <= state <= len(layers):
-        raise ValueError(f"vision_feature_layer is {feature_layer}, which no attention layer of {len(layers)} puts out")
-    return layers[state - 1].self_attn  # hidden state 0 is the embeddings
-
-
-def _keep_output(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen[name] = output.detach()
-
-    return hook
-
-
-def _keep_input(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        seen[name] = args[0].detach()
-
-    return hook
-
-
-def _weights(queries: Float[Tensor, "I Q H d"], keys: Float[Tensor, "I P H d"], scale: float) -> Float[Tensor, "I Q P"]:
-    """Softmax attention, mean over heads."""
-    accurate = torch.promote_types(queries.dtype, torch.float32)
-    logits = torch.einsum("iqhd,iphd->ihqp", queries, keys) * scale
-    return logits.to(accurate).softmax(-1).mean(1)
-
-
-def _received(queries: Float[Tensor, "I P H d"], keys: Float[Tensor, "I P H d"], scale: float) -> Float[Tensor, "I P"]:
-    """What every token receives, mean over heads and queries, without the whole matrix at once."""
-    chunks = [_weights(part, keys, scale).sum(1) for part in torch.split(queries, QUERIES_AT_ONCE, 1)]
-    return torch.stack(chunks).sum(0) / queries.shape[1]
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):  # a ModelOutput, whose fields are attributes too
+        for name in list(value):
+            value[name] = _detached(value[name])
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_detached(part) for part in value)
+    return value

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from crtc.graph.neighbors import Neighbors
+from crtc.hosts import Encoded, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import (
     answer_logits,
     dialogue,
@@ -25,7 +26,6 @@ from crtc.hosts.dialogue import (
     shortened_targets,
 )
 from crtc.hosts.embedded import load_host
-from crtc.hosts.llava import Encoded, encode, encoder_outputs, shorten
 from crtc.methods.reinforced import Importance, Reinforced
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.tokens import Groups, Tokens

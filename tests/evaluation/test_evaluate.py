@@ -12,8 +12,8 @@ from PIL import Image
 from crtc.evaluation import Evaluation
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
 from crtc.evaluation.report import markdown, save, summary
+from crtc.hosts import encode
 from crtc.hosts.dialogue import dialogue, prompts
-from crtc.hosts.llava import encode
 from crtc.methods import ClsAttention, KMeans, Method, Random, VisionZip, catalogue
 from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.reinforced import Reinforced

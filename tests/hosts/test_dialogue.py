@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from crtc.hosts import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import (
     LLAVA_PROMPT,
     answer_ids,
@@ -20,7 +21,6 @@ from crtc.hosts.dialogue import (
     shortened_targets,
 )
 from crtc.hosts.embedded import load_host, make_processor
-from crtc.hosts.llava import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.methods import CrossModalSimilarity, KMeans, Method
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs, Picture, Question

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from crtc.hosts import columns, encode, shorten
-from crtc.hosts.llava import generate
+from crtc.hosts import columns, encode, generate, shorten
 from crtc.merging import make_plan
 from crtc.methods import Random
 from crtc.methods.method import keep_all
@@ -272,9 +271,6 @@ def test_refusals(make_llava, make_prompts):
         shorten(encoded, plan, mass=False, positions="preserve")
     with pytest.raises(ValueError, match="other tokens"):
         shorten(encoded, keep_all(encoded.tokens.select(torch.tensor([0]))), mass=False, positions="keep")
-    given = encode(model, {**inputs, "position_ids": torch.arange(ids.shape[1])[None]})
-    with pytest.raises(ValueError, match="position_ids is given"):
-        shorten(given, plan, mass=False, positions="repack")
 
 
 def test_hooks_go_after_an_exception(make_llava, make_prompts):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crtc.hosts import columns, encode, generate, shorten
-from crtc.hosts.mass import additive_mask
+from crtc.hosts.mass import biased_masks, causal
 from crtc.merging import make_plan
 from crtc.methods.method import keep_all
 from crtc.tokens import DROPPED, Groups, Plan
@@ -22,18 +22,29 @@ def plan_of(tokens, owner=PRUNED):
     return make_plan(tokens, groups, owners, own)
 
 
-def test_mask_by_hand():
-    valid = torch.tensor([[False, True, True, True]])
-    bias = torch.tensor([[0.0, 0.5, 0.0, 0.25]])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_mask_by_hand(make_llava, attention):
+    model = make_llava(attention=attention)
+    inputs = {"input_ids": torch.tensor([[0, 5, 6, 7]]), "attention_mask": torch.tensor([[0, 1, 1, 1]])}
     low = torch.finfo(torch.float32).min
-    full = additive_mask(valid, bias, torch.float32, num_queries=4)
+    full = biased_masks(model, inputs, torch.tensor([[0.0, 0.5, 0.0, 0.25]]))
     assert full[0, 0].tolist() == [
         [low, low, low, low],
         [low, 0.5, low, low],
         [low, 0.5, 0.0, low],
         [low, 0.5, 0.0, 0.25],
     ]
-    assert torch.equal(additive_mask(valid, bias, torch.float32, num_queries=1, start=2), full[:, :, 2:3])
+    whole = {"input_ids": inputs["input_ids"]}  # the model would leave out this mask
+    assert biased_masks(model, whole, torch.zeros(1, 4))[0, 0, 0].tolist() == [0, low, low, low]
+    assert causal(1, 4, start=2, device=torch.device("cpu")).tolist() == [[[[True, True, True, False]]]]
+    cache = model(input_ids=torch.tensor([[4, 5]])).past_key_values
+    later = {"input_ids": torch.tensor([[6, 7], [8, 9]]), "past_key_values": cache}
+    assert biased_masks(model, later, torch.tensor([[0.5, 0.25]]))[1, 0].tolist() == [
+        [0.5, 0.25, 0.0, low],
+        [0.5, 0.25, 0.0, 0.0],
+    ]
+    with pytest.raises(ValueError, match="got 2 rows, expected a multiple of 3 prompts"):
+        biased_masks(model, later, torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize(("attention", "tolerance"), [EXACT, ROUNDED])
@@ -49,7 +60,7 @@ def test_one_attention_layer_reads_the_same(make_llava, attention, tolerance):
     size = torch.bincount(owner)[kept].double()
 
     def read(states, position, bias):
-        mask = additive_mask(torch.ones(bias.shape, dtype=torch.bool), bias, x.dtype, num_queries=bias.shape[1])
+        mask = biased_masks(model, {"input_ids": torch.ones(bias.shape, dtype=torch.long)}, bias)
         rotation = decoder.rotary_emb(states, position_ids=position)
         return decoder.layers[0].self_attn(states, position_embeddings=rotation, attention_mask=mask)[0]
 
@@ -87,12 +98,8 @@ def test_a_one_layer_model_does_not_notice(make_llava, make_prompts, attention, 
         full, plan = duplicates(model, inputs)
         encoded = encode(model, full)
         everything = shorten(encoded, keep_all(encoded.tokens), mass=False, positions="keep")
-        everything["attention_mask"] = additive_mask(  # stock eager makes NaN of left padding in float64
-            inputs["attention_mask"].bool(),
-            torch.zeros(inputs["input_ids"].shape),
-            torch.float64,
-            num_queries=inputs["input_ids"].shape[1],
-        )
+        zeros = torch.zeros(inputs["input_ids"].shape)  # stock eager makes NaN of left padding in float64
+        everything["attention_mask"] = biased_masks(model, everything, zeros)
         expected = model(**everything).logits
         got = {mass: model(**shorten(encoded, plan, mass=mass, positions="keep")).logits for mass in (True, False)}
     order = columns(encoded, plan)
@@ -168,10 +175,7 @@ def test_refusals(make_llava, make_prompts):
     with pytest.raises(ValueError, match="'flash_attention_2'"):
         shorten(encoded, plan, mass=True, positions="keep")
     assert shorten(encoded, plan, mass=False, positions="keep")
-    config._attn_implementation, config.sliding_window = "sdpa", 4
-    with pytest.raises(ValueError, match="sliding_window is 4"):
-        generate(encoded, plan, mass=True, positions="keep")
-    config.sliding_window = None
+    config._attn_implementation = "sdpa"
     cache = model(input_ids=torch.tensor([[1, 2]])).past_key_values
     with pytest.raises(ValueError, match="past_key_values holds 2 tokens"):
         generate(encoded, plan, mass=True, positions="keep", past_key_values=cache)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crtc.hosts.llava import encode, shorten
+from crtc.hosts import encode, shorten
 from crtc.tasks.glyphs.questions import FAMILIES
 from crtc.tasks.glyphs.scene import CELL, PATCH, Scene, make_scene, size_class
 from crtc.tasks.glyphs.tokenizer import make_tokenizer

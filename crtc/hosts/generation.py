@@ -1,0 +1,183 @@
+"""Stock `generate` on shortened prompts, and on what follows them in a dialogue."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from crtc.hosts.family import padding_id
+from crtc.hosts.mass import masked, other_layers
+from crtc.hosts.positions import Positions, rearranged
+from crtc.hosts.prompt import column_bias, columns, shorten
+from crtc.hosts.vlm import Encoded
+from crtc.tokens import Plan
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a cache holds after an answer, so that a dialogue can go on from it.
+
+    Args:
+        cache: keys and values of the short prompts and the answers.
+        order: for every column of the short prompts its column in the full ones, -1 where padded.
+        ids: of the full prompts.
+        position_ids: of the short prompts as `generate` read them.
+        bias: on the columns of the short prompts.
+    """
+
+    cache: Any
+    order: Int[Tensor, "B S"]
+    ids: Int[Tensor, "B L"]
+    position_ids: Int[Tensor, "*rest B S"]
+    bias: Float[Tensor, "B S"] | None
+
+
+def check_cache(cache: Any) -> None:
+    """Raise `ValueError` if a cache holds tokens, which nobody can tell from those that were compressed."""
+    if cache is not None and int(cache.get_seq_length()):
+        raise ValueError(f"past_key_values holds {int(cache.get_seq_length())} tokens, expected an empty cache")
+
+
+def generate(encoded: Encoded, plan: Plan, *, mass: bool, positions: Positions, **options: Any) -> Any:
+    """Stock `model.generate` on shortened prompts, answering with the full prompts in front of the new tokens.
+
+    With mass, the bias stays with the cached columns at every decoding step; beams, several answers per prompt, a
+    static cache and prefilling in chunks work. `max_length` and `min_length` count the full prompt.
+
+    Args:
+        encoded: the prompts.
+        plan: what becomes of their visual tokens.
+        mass: as for `shorten`.
+        positions: as for `shorten`.
+        options: of `model.generate`.
+
+    Raises:
+        ValueError: as `shorten`, or if a cache that already holds tokens is given.
+    """
+    return answer(encoded, plan, mass=mass, positions=positions, options=options)[0]
+
+
+@torch.no_grad()
+def answer(
+    encoded: Encoded, plan: Plan, *, mass: bool, positions: Positions, options: dict[str, Any]
+) -> tuple[Any, Turn | None]:
+    """As `generate`, and the turn to go on from if a cache is in the caller's hands."""
+    options = {**encoded.inputs, **options}
+    check_cache(options.get("past_key_values"))
+    order = columns(encoded, plan)
+    bias = column_bias(encoded, plan, order) if mass else None
+    encoded = _counted(encoded, positions)
+    short = shorten(encoded, plan, mass=False, positions=positions)
+    inputs = {**options, **short}
+    output = _generate(encoded.model, inputs, encoded.inputs["input_ids"], order >= 0, bias)
+    cache = options.get("past_key_values")
+    if cache is None and not isinstance(output, Tensor):
+        cache = output.get("past_key_values")
+    if cache is None:
+        return output, None
+    read = inputs.get("position_ids")
+    if read is None:
+        read = ((order >= 0).long().cumsum(-1) - 1).clamp(min=0)
+    return output, Turn(cache, order, encoded.inputs["input_ids"], read, bias)
+
+
+@torch.no_grad()
+def go_on(
+    turn: Turn,
+    inputs: dict[str, Any],
+    look: Callable[[dict[str, Any]], tuple[Encoded, Plan]],
+    *,
+    model: Any,
+    mass: bool,
+    positions: Positions,
+) -> tuple[Any, Turn]:
+    """Stock `generate` on a cache of compressed prompts: the full dialogue comes in, only its new end is read.
+
+    Args:
+        turn: what the cache holds.
+        inputs: of `model.generate`: ids and mask of the whole dialogue so far, pixels of new images only.
+        look: encodes new images and plans what becomes of their tokens.
+        model: the host.
+        mass: as for `shorten`.
+        positions: as for `shorten`.
+
+    Raises:
+        ValueError: if the dialogue does not begin with the prompts of the cache and what was answered, or the model
+            cannot read padding between turns.
+    """
+    ids, (rows, length) = inputs["input_ids"], turn.ids.shape
+    read = int(turn.cache.get_seq_length()) - turn.order.shape[1]
+    start = length + read  # first column that the model has not read
+    if read < 0 or len(ids) != rows or ids.shape[1] <= start:
+        raise ValueError(f"input_ids is {tuple(ids.shape)}, expected {rows} dialogues of more than {start} tokens")
+    if not torch.equal(ids[:, :length], turn.ids):
+        raise ValueError("input_ids does not begin with the prompts of the cache, expected the dialogue so far")
+    mask = inputs.get("attention_mask")
+    inputs = {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+    whole = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == ids.shape}
+    new = {**inputs, **{name: value[:, start:] for name, value in whole.items()}}
+    order = torch.arange(ids.shape[1] - start, device=ids.device).expand(rows, -1)
+    bias, short = order.new_zeros(order.shape, dtype=torch.float32), dict(new)
+    if any(name.startswith(("pixel_values", "mm_encoder")) and value is not None for name, value in inputs.items()):
+        encoded, plan = look({name: value for name, value in new.items() if name != "past_key_values"})
+        encoded = _counted(encoded, positions)
+        order = columns(encoded, plan)
+        short = shorten(encoded, plan, mass=False, positions=positions)
+        found = column_bias(encoded, plan, order) if mass else None
+        bias = bias[:, : order.shape[1]] if found is None else found
+    if bool((short["attention_mask"] == 0).any()) and (other := other_layers(model)):
+        raise ValueError(
+            f"rows of this turn are of unequal length, but layers of {', '.join(other)} would read the padding between "
+            "turns, expected one row or equal lengths"
+        )
+    steps = torch.arange(1, read + 1, device=ids.device)
+    head = torch.cat([turn.position_ids, turn.position_ids[..., -1:] + steps], -1)
+    tail = short.get("position_ids")
+    if tail is None:
+        tail = (short["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    answered = torch.arange(length, start, device=ids.device).expand(rows, -1)
+    order = torch.cat([turn.order, answered, (order + start).masked_fill(order < 0, -1)], 1)
+    position_ids = torch.cat([head, head[..., -1:] + 1 + tail], -1)
+    before = F.pad(turn.bias, (0, read)) if turn.bias is not None else bias.new_zeros(rows, head.shape[-1])
+    joined = torch.cat([before, bias], 1) if turn.bias is not None or bool((bias != 0).any()) else None
+    fills = {"input_ids": padding_id(model)}
+    full = {
+        **{name: value for name, value in inputs.items() if name in short or name == "past_key_values"},
+        **{name: rearranged(value, order, fills.get(name, 0)) for name, value in whole.items()},
+        "position_ids": position_ids,
+    }
+    if "mm_encoder_outputs" in short:
+        full["mm_encoder_outputs"] = short["mm_encoder_outputs"]
+    output = _generate(model, full, ids, full["attention_mask"].bool(), joined)
+    return output, Turn(turn.cache, order, ids, position_ids, joined)
+
+
+def _counted(encoded: Encoded, positions: Positions) -> Encoded:
+    """The prompts with positions as `generate` counts them, where they are to be kept."""
+    if positions != "keep" or encoded.inputs.get("position_ids") is not None:
+        return encoded
+    counted = (encoded.inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    return replace(encoded, inputs={**encoded.inputs, "position_ids": counted})
+
+
+def _generate(model: Any, inputs: dict[str, Any], ids: Int[Tensor, "B L"], valid: Tensor, bias: Tensor | None) -> Any:
+    """Generate on short prompts, and put the full ones back in front."""
+    gone = ids.shape[1] - inputs["input_ids"].shape[1]
+    for name in ("max_length", "min_length"):
+        if inputs.get(name) is not None:
+            inputs = {**inputs, name: inputs[name] - gone}
+    if bias is not None:
+        inputs = {**inputs, "disable_compile": True}  # a compiled decoding step would not see our hook
+    with masked(model, valid, bias):
+        output = model.generate(**inputs)
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompt = ids.repeat_interleave(len(sequences) // len(ids), 0).to(sequences.device)
+    sequences = torch.cat([prompt, sequences[:, ids.shape[1] - gone :]], 1)
+    if isinstance(output, Tensor):
+        return sequences
+    output["sequences"] = sequences
+    return output

@@ -1,0 +1,50 @@
+"""Which patches of the tower a visual token is made of, asked of the model itself.
+
+Gradients reach from a token exactly to its patches, so no family's geometry (dropped [CLS], pooling, shuffled windows,
+cropped tiles) is written down anywhere.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+DIGIT = 3
+"""Bits of a row's number that are told by one gradient."""
+ROUNDING = 2**-6
+"""Of gradients, relative to their largest channel; what reaches a row less is not a part of it."""
+
+
+def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P"] | None:
+    """For every patch the one visual row that it is part of, -1 for none; None if patches go into several rows.
+
+    The gradient of a weighted sum of rows at a patch of one row is that row's weight times its gradient. Rows are
+    numbered by weights, a digit of their number at a time; powers of two, which change no bit of a gradient but its
+    exponent, so that any float type will do.
+
+    Args:
+        rows: visual rows, with their graph.
+        states: the states of the tower that they were made of, one tensor or several.
+    """
+    if not rows.requires_grad or not states:
+        return None
+    number = torch.arange(len(rows), device=rows.device)
+    drawn = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows.device, rows.dtype)
+
+    def gradient(weight: Tensor) -> Float[Tensor, "P C"]:
+        parts = torch.autograd.grad(
+            rows, states, drawn * weight.to(rows.dtype)[:, None], retain_graph=True, materialize_grads=True
+        )
+        return torch.cat([part.flatten(0, -2) for part in parts]).to(rows.device, torch.float32)
+
+    every = gradient(torch.ones_like(number))
+    some = every.abs().amax(1) > 0
+    plain, found = every[some], number.new_zeros(int(some.sum()))
+    channel = plain.abs().argmax(1, keepdim=True)
+    for shift in range(0, max(1, (len(rows) - 1).bit_length()), DIGIT):
+        weighted = gradient(2 ** ((number >> shift) % 2**DIGIT))[some]
+        digit = (weighted / plain).gather(1, channel)[:, 0].clamp(min=0).log2().round()
+        strays = (weighted - plain * 2 ** digit[:, None]).abs().amax(1) > ROUNDING * weighted.abs().amax(1)
+        if bool((strays | (digit < 0) | (digit >= 2**DIGIT)).any()):
+            return None
+        found += digit.long() << shift
+    return number.new_full(some.shape, -1).index_put((some,), found)
