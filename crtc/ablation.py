@@ -1,5 +1,6 @@
 """Ablations: train and evaluate what each small YAML file changes, run only what is missing, and make one table."""
 
+import hashlib
 import inspect
 import json
 from collections.abc import Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from crtc import tracking
-from crtc.evaluation import Evaluation
+from crtc.evaluation import Evaluation, weights_digest
 from crtc.evaluation.report import save
 from crtc.hosts.embedded import load_host
 from crtc.methods.reinforced import Design, Reinforced
@@ -75,41 +77,42 @@ def ablate(
     """
     folder = Path(folder)
     shared = read(base)
+    weights = weights_digest(load_host(host, dtype=torch.bfloat16)[0])
     names = [Path(base).stem, *(Path(file).stem for file in files if Path(file).resolve() != Path(base).resolve())]
     plans = [shared, *(stacked(shared, read(file)) for file in files if Path(file).resolve() != Path(base).resolve())]
     for name, plan in zip(names, plans, strict=True):
         for seed in range(int(plan.get("seeds", 1))):
             target = folder / f"{name}-seed{seed}"
-            if _finished(target, plan, host):
+            if _finished(target, plan, weights):
                 continue
-            _run_one(plan, seed, target, name, host)
-    table = tabulate(folder, names, plans, host)
+            _run_one(plan, seed, target, name, host, weights)
+    table = tabulate(folder, names, plans, weights)
     (folder / "table.md").write_text(table)
     return table
 
 
-def _finished(target: Path, plan: dict[str, Any], host: str) -> bool:
-    """Whether the result is there and of this plan; its name and the number of seeds do not matter."""
+def _finished(target: Path, plan: dict[str, Any], weights: str) -> bool:
+    """Whether the result is there and of this plan and host; names and the number of seeds do not matter."""
     file = target / "ablation.json"
     if not file.exists():
         return False
     stored = json.loads(file.read_text())
     wanted, found = ({k: v for k, v in one.items() if k not in ("about", "seeds")} for one in (plan, stored["plan"]))
-    return bool(stored.get("host", "embedded") == host and found == json.loads(json.dumps(wanted)))
+    return bool(stored.get("weights") == weights and found == json.loads(json.dumps(wanted)))
 
 
-def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str) -> None:
+def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str, weights: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     settings = {**plan.get("model", {}), "host": host, "seed": seed}
     # what trained alike is trained once: ablations of use alone share the scorer of their training
-    trained = target.parent / "scorers" / _key(settings)
+    trained = target.parent / "scorers" / _key({**settings, "weights": weights})
     if not (trained / "scorer" / "model.safetensors").exists():
         fit_scorer(ScorerTraining(**settings), trained, every=int(plan.get("steps", 100)), patience=10_000, track=False)
     asked = plan.get("evaluate", {})
     mass = bool(plan.get("mass", True))
     use = plan.get("use", {})
     methods = {f"reinforced {way}": _scorer(trained / "scorer", way == "aware", use) for way in WAYS}
-    model, processor = load_host(host, dtype=_bfloat16())
+    model, processor = load_host(host, dtype=torch.bfloat16)
     task = Glyphs("test", int(asked.get("pictures", 60)), int(asked.get("questions", 12)), seed=0)
     evaluation = Evaluation((model, processor), task, methods, counts=asked.get("counts", (64, 32, 16)), masses=(mass,))
     results = evaluation.run(target)
@@ -117,14 +120,8 @@ def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str
         summary = save(results, target)
         tracking.log_evaluation(run, summary, {})
     (target / "ablation.json").write_text(
-        json.dumps({"plan": plan, "host": host, "seed": seed, "summary": summary}, indent=1) + "\n"
+        json.dumps({"plan": plan, "host": host, "weights": weights, "seed": seed, "summary": summary}, indent=1) + "\n"
     )
-
-
-def _bfloat16() -> Any:
-    import torch
-
-    return torch.bfloat16
 
 
 def _scorer(folder: Path, question: bool, use: dict[str, Any]) -> Reinforced:
@@ -133,8 +130,6 @@ def _scorer(folder: Path, question: bool, use: dict[str, Any]) -> Reinforced:
 
 
 def _key(settings: dict[str, Any]) -> str:
-    import hashlib
-
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -142,7 +137,7 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]], host: str = "embedded") -> str:
+def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]], weights: str) -> str:
     """Accuracy relative to all tokens in percent, mean over seeds; with one seed its bootstrap interval, with more
     their range. KL to all tokens in nats, mean over the counts, and over seeds with their range.
     """
@@ -150,7 +145,7 @@ def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]]
     header: list[str] = []
     for name, plan in zip(names, plans, strict=True):
         targets = [folder / f"{name}-seed{seed}" for seed in range(int(plan.get("seeds", 1)))]
-        done = [target / "ablation.json" for target in targets if _finished(target, plan, host)]
+        done = [target / "ablation.json" for target in targets if _finished(target, plan, weights)]
         summaries = [json.loads(file.read_text())["summary"] for file in done]
         if not summaries:
             continue

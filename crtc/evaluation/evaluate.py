@@ -125,7 +125,7 @@ class Evaluation:
         return {
             **self._setting,
             "methods": {label: f"{method}" for label, method in self.methods.items()},
-            "weights": {label: _weights(method) for label, method in self.methods.items() if method.state_dict()},
+            "weights": {label: weights_digest(method) for label, method in self.methods.items() if method.state_dict()},
         }
 
     @property
@@ -140,7 +140,7 @@ class Evaluation:
             "positions": self.positions,
             "pictures_per_batch": self.pictures,
             "dtype": str(self.model.dtype),
-            "host": _weights(self.model),
+            "host": weights_digest(self.model),
         }
 
     def run(self, folder: Path | str | None = None) -> Results:
@@ -152,7 +152,10 @@ class Evaluation:
         if folder is not None:
             cache = Path(folder) / f"parts-{_digest(self._setting)}"
             cache.mkdir(parents=True, exist_ok=True)
-        keys = {CONTROLS: CONTROLS, **{label: _digest([f"{m}", _weights(m)]) for label, m in self.methods.items()}}
+        keys = {
+            CONTROLS: CONTROLS,
+            **{label: _digest([f"{m}", weights_digest(m)]) for label, m in self.methods.items()},
+        }
         found: dict[str, list[_Part]] = {label: [] for label in keys}
         for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
             files = {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}
@@ -289,7 +292,7 @@ def _joined(pieces: list[Run]) -> Run:
     return Run(right, kl, agree, recall, float(np.mean([piece.milliseconds for piece in pieces])))
 
 
-def _weights(module: nn.Module) -> str:
+def weights_digest(module: nn.Module) -> str:
     """Digest of all weights."""
     tensors = module.state_dict().values()
     return _digest([f"{tuple(tensor.shape)} {float(tensor.double().sum())}" for tensor in tensors])
