@@ -1,21 +1,18 @@
 """Reinforced importance, learned: seed, propagate, inhibit, then cluster by it in a learned metric."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crtc import merging
 from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
 from crtc.greedy import farthest_points
-from crtc.methods.method import Method
+from crtc.methods.learned import Importance, Learned
 from crtc.reinforcement.inhibition import inhibit, redundancy
 from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
@@ -23,7 +20,6 @@ from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
 
 SHIPPED = Path(__file__).parent / "reinforced_glyphs"
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _FROM_TEXT = 4
 
 
@@ -62,6 +58,7 @@ class Design:
     selector: Literal["clusters", "top_k"] = "clusters"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reaches", tuple(self.reaches))  # a list where it was read from a file
         for name in ("width", "hidden", "channels", "metric", "degree"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -72,20 +69,20 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Importance:
-    """What the network says of every candidate, groups side by side.
+class Placed(Importance):
+    """Importance with a place in a learned metric, in which tokens are clustered.
 
     Args:
-        groups: which token stands where.
-        logit: log importance.
-        place: coordinates in the learned metric.
+        place: coordinates in the metric.
         temperature: of the soft assignment of training.
     """
 
-    groups: Groups
-    logit: Float[Tensor, "G M"]
     place: Float[Tensor, "G M Z"]
     temperature: Float[Tensor, ""]
+
+    def repeat(self, groups: Groups, rows: Int[Tensor, " R"]) -> "Placed":
+        """The same for `groups` that hold the tokens of these rows again."""
+        return Placed(groups, self.logit[rows], self.place[rows], self.temperature)
 
     def choose(self, k: Int[Tensor, " G"], selector: str) -> Bool[Tensor, "G M"]:
         """The anchors: farthest points where distance counts as much as importance, or the most important."""
@@ -126,7 +123,7 @@ class Clusters:
     nearest: Int[Tensor, "G M"]
 
 
-class Reinforced(Method):
+class Reinforced(Learned):
     """Importance is seeded by relevance, propagated over the token graph and inhibited among copies; tokens are then
     clustered in a learned metric with importance as weight and merged ("contextual reinforcement", arXiv 2501.16658,
     whose features this follows; the equations are ours).
@@ -144,10 +141,12 @@ class Reinforced(Method):
 
     source = "arXiv 2501.16658 (features), trained here"
     licence = "Apache-2.0"
-    family = "learned"
+    ways = (True, False)
+    clusters = True
+    unready = ""
 
     def __init__(self, width: int, *, question: bool = True, **design: Any):
-        super().__init__()
+        super().__init__(width)
         unknown = set(design) - {field.name for field in fields(Design)}
         if unknown:
             raise ValueError(
@@ -188,28 +187,22 @@ class Reinforced(Method):
         """The scorer that ships with the package, for the embedded host."""
         return cls.from_pretrained(SHIPPED, **kwargs)
 
-    @classmethod
-    def for_width(cls, width: int) -> Self:
-        """An untrained scorer."""
-        return cls(width)
-
-    def neighbors(self, tokens: Tokens) -> Neighbors:
-        """The edges among visual tokens, which do not depend on the question."""
+    def neighbors(self, tokens: Tokens) -> Neighbors | None:
+        """The edges among visual tokens, which do not depend on the question; None if the design has no graph."""
         d = self.design
+        if not d.graph:
+            return None
         found = join(feature_neighbors(tokens.x, tokens.group, d.degree), grid_neighbors(tokens, reaches=d.reaches))
         return _rewired(found, tokens) if d.rewired else found
 
-    def importance(self, tokens: Tokens, neighbors: Neighbors | None = None) -> Importance:
+    def importance(self, tokens: Tokens, neighbors: Neighbors | None = None) -> Placed:
         """Run the network; `neighbors` saves finding the visual edges again.
 
         Raises:
             ValueError: if the tokens have another width than the scorer was made for.
         """
         d = self.design
-        if tokens.x.shape[1] != d.width:
-            raise ValueError(
-                f"tokens have {tokens.x.shape[1]} channels, this scorer was trained on a host with {d.width}"
-            )
+        self.check_width(tokens, d.width)
         x = tokens.x.float()
         groups = Groups.of(tokens)
         words = text_of(tokens.sequence, tokens.candidates)
@@ -219,28 +212,21 @@ class Reinforced(Method):
         visual = groups.gather(x)
         evidence, seed, question = self.seed(visual, words.gather(x), asked, order, sequence)
         place = self.metric(F.layer_norm(visual, visual.shape[-1:])) * d.metric**-0.5
-        if d.graph:
-            if neighbors is None:
-                neighbors = self.neighbors(tokens)
+        if neighbors is None:
+            neighbors = self.neighbors(tokens)
+        if neighbors is not None:
             statistics = self._reinforce(tokens, x, groups, evidence, seed, question, neighbors)
             logit = self.head(torch.cat([evidence, statistics], -1)).squeeze(-1)
         else:
             logit = self.head(evidence).squeeze(-1)
         logit = 6 * torch.tanh(logit / 6)
-        if d.graph and d.inhibition and neighbors is not None:
+        if d.inhibition and neighbors is not None:
             flat = logit.new_zeros(len(tokens)).index_put((groups.index[groups.valid],), logit[groups.valid])
             logit = groups.gather(inhibit(flat, neighbors, F.softplus(self.gain), self.threshold))
-        return Importance(groups, logit, place, self.log_temperature.exp())
+        return Placed(groups, logit, place, self.log_temperature.exp())
 
-    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
-        """Cluster and merge, weighted by importance."""
-        said = self.importance(tokens)
-        return self.plan_from(said, tokens, k)
-
-    def plan_from(
-        self, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], clusters: Clusters | None = None
-    ) -> Plan:
-        """The plan that an importance leads to; `clusters` saves finding them again."""
+    def plan_from(self, said: Placed, tokens: Tokens, k: Int[Tensor, " G"], clusters: Clusters | None = None) -> Plan:
+        """Cluster and merge, weighted by importance; `clusters` saves finding them again."""
         found = said.clusters(k, self.design.selector) if clusters is None else clusters
         owner = found.anchors.gather(1, found.nearest)
         if self.design.merge:
@@ -249,13 +235,6 @@ class Reinforced(Method):
             places = torch.arange(owner.shape[1], device=owner.device)
             weight = (owner == places).to(torch.float32)
         return merging.make_plan(tokens, said.groups, owner, weight)
-
-    def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
-        """Log importance of every token, 0 for context: for drawing and for studies."""
-        said = self.importance(tokens)
-        return said.logit.new_zeros(len(tokens)).index_put(
-            (said.groups.index[said.groups.valid],), said.logit[said.groups.valid]
-        )
 
     def _reinforce(
         self,
@@ -316,30 +295,9 @@ class Reinforced(Method):
         valid = found.valid[flat] & words.valid.flatten()[:, None]
         return Neighbors(number[found.index[flat]], found.likeness[flat], valid, found.relation[flat])
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"design": {f.name: getattr(self.design, f.name) for f in fields(Design)}}
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
-
-    @classmethod
-    def from_pretrained(cls, folder: Path | str, *, question: bool = True) -> Self:
-        """Read what `save_pretrained` wrote.
-
-        Raises:
-            ValueError: if a file is missing or damaged, or the weights do not fit the design.
-        """
-        folder = Path(folder)
-        try:
-            design = json.loads((folder / _CONFIG).read_text())["design"]
-            design["reaches"] = tuple(design["reaches"])
-            scorer = cls(question=question, **design)
-            scorer.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{folder} holds no readable scorer: {error}") from error
-        return scorer.eval()
+    def made_of(self) -> dict[str, Any]:
+        """The design."""
+        return dict(vars(self.design))
 
     def with_design(self, **changes: Any) -> Self:
         """The same weights under another design, where only the choice and the merging differ."""
