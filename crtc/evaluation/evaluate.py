@@ -94,6 +94,7 @@ class Evaluation:
         masses: settings of mass preservation to run.
         positions: whether kept tokens keep their position ids.
         pictures: encoded side by side.
+        skipped: labels that are not run, with the reason, for the report.
 
     Raises:
         ValueError: if there are no methods or counts.
@@ -109,6 +110,7 @@ class Evaluation:
         masses: Sequence[bool] = (False, True),
         positions: Positions = "keep",
         pictures: int = 4,
+        skipped: Mapping[str, str] | None = None,
     ):
         if not methods or not counts:
             raise ValueError(f"methods is {list(methods)} and counts {list(counts)}, expected at least one of each")
@@ -116,6 +118,7 @@ class Evaluation:
         self.task, self.methods, self.counts, self.masses = task, dict(methods), tuple(counts), tuple(masses)
         self.positions: Positions = positions
         self.pictures = pictures
+        self._given = dict(skipped or {})
         self._skipped: dict[str, str] = {}
 
     @property
@@ -178,7 +181,7 @@ class Evaluation:
                 for name in ("right", "kl", "agree", "recall")
             )
             runs[key] = Run(right, kl, agree, recall, float(np.mean([piece.milliseconds for piece in pieces])))
-        skipped: dict[str, str] = {}
+        skipped = dict(self._given)
         for part in parts:
             skipped.update(part["skipped"])
         if not any(count for _, _, count in runs):

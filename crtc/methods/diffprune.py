@@ -26,7 +26,7 @@ class DiffPrune(Learned):
         ValueError: if a number is less than 1, or heads do not divide the channels.
     """
 
-    source = "DiffPrune, arXiv 2605.28051, trained here"
+    source = "DiffPrune, arXiv 2605.28051"
 
     def __init__(self, width: int, *, hidden: int = 128, heads: int = 4, layers: int = 2):
         super().__init__(width)

@@ -24,7 +24,8 @@ class LearnPruner(Learned):
         ValueError: if a number of channels is less than 1.
     """
 
-    source = "LearnPruner, ICLR 2026, stage one, trained here"
+    source = "LearnPruner, ICLR 2026, stage one"
+    place = "before the projector, in the language model"
 
     def __init__(self, width: int, *, hidden: int = 512):
         super().__init__(width)

@@ -25,6 +25,9 @@ class _Pooling(Learned):
         ValueError: if a number is less than 1.
     """
 
+    licence = "MIT"
+    place = "in a graph network"
+
     def __init__(self, width: int, *, degree: int = 8):
         super().__init__(width)
         if min(width, degree) < 1:
@@ -64,7 +67,7 @@ class TopKPooling(_Pooling):
         ValueError: if the width is less than 1.
     """
 
-    source = "TopKPooling of PyG, Gao and Ji 2019 (Graph U-Nets), trained here"
+    source = "TopKPooling of PyG, Gao and Ji 2019 (Graph U-Nets)"
 
     def __init__(self, width: int):
         super().__init__(width)
@@ -93,7 +96,7 @@ class SAGPooling(_Pooling):
         ValueError: if a number is less than 1.
     """
 
-    source = "SAGPooling of PyG, Lee et al. 2019, trained here"
+    source = "SAGPooling of PyG, Lee et al. 2019"
 
     def __init__(self, width: int, *, degree: int = 8):
         super().__init__(width, degree=degree)
@@ -120,7 +123,7 @@ class ASAPooling(_Pooling):
         ValueError: if a number is less than 1.
     """
 
-    source = "ASAPooling of PyG, Ranjan et al. 2020, trained here"
+    source = "ASAPooling of PyG, Ranjan et al. 2020"
 
     def __init__(self, width: int, *, degree: int = 8):
         super().__init__(width, degree=degree)

@@ -23,7 +23,7 @@ class VisionSelector(Learned):
         ValueError: if a number of channels is less than 1.
     """
 
-    source = "VisionSelector, arXiv 2510.16598, trained here"
+    source = "VisionSelector, arXiv 2510.16598"
 
     def __init__(self, width: int, *, hidden: int | None = None):
         super().__init__(width)

@@ -109,10 +109,18 @@ def scale(
 def pool(
     scorer: Learned, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], progress: float, random: torch.Generator
 ) -> Gated:
-    """Deployed rows forward, `tanh(score) x` backward: a frozen host takes kept tokens at the length that they have."""
+    """Deployed rows forward, `tanh(score) x` backward: a frozen host takes kept tokens at the length that they have.
+
+    Scores are standardised over their image, by numbers without gradient: sums over neighbours would saturate tanh.
+    """
     plan = scorer.plan_from(said, tokens, k)
     inside = said.groups.valid
-    gate = said.logit.new_zeros(len(tokens)).index_put((said.groups.index[inside],), said.logit[inside].tanh())
+    with torch.no_grad():
+        number = inside.sum(1, keepdim=True)
+        mean = (said.logit * inside).sum(1, keepdim=True) / number
+        spread = (((said.logit - mean) * inside).square().sum(1, keepdim=True) / number).sqrt().clamp(min=1e-6)
+    score = ((said.logit - mean) / spread)[inside].tanh()
+    gate = score.new_zeros(len(tokens)).index_put((said.groups.index[inside],), score)
     gate = gate[plan.kept, None]
     rows = apply(plan, tokens.x).float() * (1 + gate - gate.detach())
     return Gated(plan, rows.to(tokens.x.dtype))
