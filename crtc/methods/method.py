@@ -35,6 +35,8 @@ class Method(nn.Module, ABC):
     """Signals and kinds of tokens without which the method cannot work; settings of an instance may change them."""
     question_aware: bool = False
     """Whether the text tokens change the plan."""
+    unready: ClassVar[str] = ""
+    """Why its name alone does not make it, empty if it does: runners that go through the catalogue say so."""
     uses_order: bool = False
     """Whether the order of the tokens changes the plan beyond ties."""
 
