@@ -155,10 +155,8 @@ class Evaluation:
         if folder is not None:
             cache = Path(folder) / f"parts-{_digest(self._setting)}"
             cache.mkdir(parents=True, exist_ok=True)
-        keys = {
-            CONTROLS: CONTROLS,
-            **{label: _digest([f"{m}", weights_digest(m)]) for label, m in self.methods.items()},
-        }
+        keys = {label: _digest([label, f"{m}", weights_digest(m)]) for label, m in self.methods.items()}
+        keys[CONTROLS] = CONTROLS
         found: dict[str, list[_Part]] = {label: [] for label in keys}
         for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
             files = {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}

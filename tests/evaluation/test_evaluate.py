@@ -14,7 +14,7 @@ from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
 from crtc.evaluation.report import markdown, save, summary
 from crtc.hosts import encode
 from crtc.hosts.dialogue import dialogue, prompts
-from crtc.methods import ClsAttention, KMeans, Method, Random, VisionZip, catalogue
+from crtc.methods import ClsAttention, KMeans, Method, Random, VisionZip, catalogue, get_method
 from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Question
@@ -261,3 +261,12 @@ def test_what_a_host_cannot_give_is_skipped_with_a_reason(host: Host, task: Task
 def test_needs_methods_and_counts(host: Host, task: Task, methods: dict[str, Method], counts: list[int]) -> None:
     with pytest.raises(ValueError, match="expected at least one of each"):
         Evaluation(host, task, methods, counts=counts)
+
+
+def test_the_same_method_with_and_without_the_question_is_kept_apart(host: Host, task: Task, tmp_path: Path) -> None:
+    methods = {"aware": get_method("reinforced"), "blind": get_method("reinforced", question=False)}
+    kept = Evaluation(host, task, methods, counts=[16], masses=[True])
+    fresh = kept.run()
+    kept.run(tmp_path)
+    same(fresh, kept.run(tmp_path))
+    assert not np.array_equal(fresh.runs["aware", True, 16].kl, fresh.runs["blind", True, 16].kl)
