@@ -1,4 +1,4 @@
-"""The command line: `crtc demo | fit | evaluate | ablate | compress | show | methods | host`."""
+"""The command line: `crtc demo | fit | evaluate | benchmark | ablate | compress | show | methods | host`."""
 
 import itertools
 import json
@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from crtc import tracking
 from crtc.ablation import ablate as run_ablations
+from crtc.benchmark import benchmark as run_benchmark
 from crtc.demo import demo as run_demo
 from crtc.demo import field, left_out, scorers
 from crtc.evaluation import Evaluation
@@ -29,7 +30,7 @@ from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.training.fit import fit, fit_host
 
 
-def demo(folder: str = "runs/demo", steps: int = 200, pictures: int = 90, seed: int = 0) -> None:
+def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: int = 0) -> None:
     """Do the whole job on real input: train a scorer, compare it with the field, draw, log.
 
     Args:
@@ -122,6 +123,43 @@ def _rows(names: list[str] | None, folders: list[str]) -> dict[str, Method]:
         except TypeError as error:
             raise ValueError(f"method {name!r} cannot be made: {error}") from error
     return {**rows, **scorers(folders)}
+
+
+def benchmark(
+    methods: list[str] | None = None,
+    batch: int = 8,
+    tokens: int = 576,
+    count: int = 64,
+    channels: int = 192,
+    repeats: int = 15,
+    seed: int = 0,
+    output: str = "runs/benchmark",
+) -> None:
+    """Time planning on the CPU, and batched methods against loops that take one picture at a time.
+
+    Args:
+        methods: names of the catalogue; all that are ready without.
+        batch: pictures side by side.
+        tokens: visual tokens of each.
+        count: whole tokens to keep of each.
+        channels: of the embedding space; the scorer that ships is for 192.
+        repeats: timed runs of each method and each loop, in turn.
+        seed: of the made-up pictures.
+        output: folder of the results.
+    """
+    print(
+        run_benchmark(
+            output,
+            methods=methods,
+            batch=batch,
+            size=tokens,
+            count=count,
+            channels=channels,
+            repeats=repeats,
+            seed=seed,
+        )
+    )
+    print(f"wrote benchmark.json to {output}")
 
 
 def ablate(
@@ -240,7 +278,7 @@ def _files_as_option(given: list[str]) -> list[str]:
     return ["ablate", "--files", listed, *given[1 + len(files) :]]
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, ablate, compress, show, methods)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, benchmark, ablate, compress, show, methods)
 TRAINING: dict[str, Callable[[list[str]], None]] = {"fit": fit, "host": fit_host}
 
 
