@@ -96,7 +96,7 @@ def row(host: Host) -> list[str]:
             return handle.turn is not None and cache.get_seq_length() == before + 6
 
     places = bool((tokens.grid[tokens.candidates] >= 0).all())
-    signals = [WORDS[name] for name in SIGNALS if name in tokens.signals.present]
+    signals = [word for name, word in WORDS.items() if name in tokens.signals.present]
     return [
         ", ".join(sorted(shown)),
         settings["positions"],

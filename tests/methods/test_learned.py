@@ -1,6 +1,7 @@
 """What learned methods share: their folder says whose it is, and none is used before it is trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,11 @@ def test_a_folder_says_whose_it_is(name: str, tokens: Tokens, tmp_path: Path) ->
 
 
 def test_a_folder_that_names_no_method_is_ours(tmp_path: Path) -> None:
-    assert "method" not in json.loads((SHIPPED / "config.json").read_text())
-    read = trained(SHIPPED, question=False)
+    shutil.copytree(SHIPPED, tmp_path / "old")
+    config = json.loads((SHIPPED / "config.json").read_text())
+    assert config.pop("method") == "Reinforced"
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    read = trained(tmp_path / "old", question=False)
     assert isinstance(read, Reinforced) and not read.question_aware
     read.save_pretrained(tmp_path)
     for name, value in trained(tmp_path).state_dict().items():
