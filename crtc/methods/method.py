@@ -29,12 +29,14 @@ class Method(nn.Module, ABC):
     licence: ClassVar[str] = "-"
     """Licence of the code it comes from or was compared with: "none given" if that has none, "-" without such code."""
     place: ClassVar[str] = "after the projector"
-    """Where the published method acts; here all act after the projector, before the language model."""
+    """Where the published method acts; here all without `cuts` act after the projector, before the language model."""
     family: ClassVar[Family]
     needs: frozenset[Need] = frozenset()
     """Signals and kinds of tokens without which the method cannot work; settings of an instance may change them."""
     question_aware: bool = False
     """Whether the text tokens change the plan."""
+    reads_own_layer: ClassVar[bool] = False
+    """Whether it reads queries and keys of the layer in front of which it plans, not of the layer before."""
     uses_order: bool = False
     """Whether the order of the tokens changes the plan beyond ties."""
 
@@ -55,6 +57,14 @@ class Method(nn.Module, ABC):
         if bool((k == tokens.group_sizes).all()):
             return keep_all(tokens)
         return self.plan(tokens, k)
+
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Layers of a language model of that depth in front of which the method plans; none if before all of them."""
+        return ()
+
+    def cut_counts(self, k: Int[Tensor, " G"], sizes: Int[Tensor, " G"], depth: int) -> Int[Tensor, "S G"]:
+        """How many tokens of every group are left behind each of the cuts, where `k[g]` are asked for."""
+        return k[None]
 
     @classmethod
     def ready(cls, **kwargs: Any) -> Self:
