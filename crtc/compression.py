@@ -158,7 +158,7 @@ def compressed(
         return encoded, found
 
     def note(cuts: Cuts) -> None:
-        handle.counts, handle.plan = cuts.counts, cuts.plans[max(cuts.plans)]
+        handle.counts, handle.plan = cuts.counts, cuts.plan
 
     @functools.wraps(stock)
     def generate_short(*args: Any, **kwargs: Any) -> Any:

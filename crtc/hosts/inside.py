@@ -10,6 +10,7 @@ Letters: B prompts, R rows of a call (prompts repeated for beams), L columns of 
 by what was generated, if there is no cache), S columns that are left.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -41,12 +42,19 @@ class Cuts:
         layers: in front of which plans are made, ascending.
         depth: layers of the language model.
         plans: of all tokens, by layer: what is left from it on.
+        seconds: spent on planning.
     """
 
     encoded: Encoded
     layers: tuple[int, ...]
     depth: int
     plans: dict[int, Plan] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def plan(self) -> Plan:
+        """What is left behind the last cut."""
+        return self.plans[max(self.plans)]
 
     @property
     def counts(self) -> Int[Tensor, "depth G"]:
@@ -199,7 +207,9 @@ class _Knife:
             self.encoded.model, self.signals, call, told, x, tokens.x[alive].to(x.dtype), row * repeats, place
         )
         shown = Tokens(x.detach(), tokens.kind[alive], row, tokens.group[alive], tokens.grid[alive], bag)
+        begun = time.perf_counter()
         plan = self.choose(shown, self.cuts.layers.index(number))
+        self.cuts.seconds += time.perf_counter() - begun
         everything = before or _everything(tokens)
         whole = compose(everything, plan, alive)
         self.cuts.plans[number] = whole

@@ -44,6 +44,7 @@ class SparseVLM(InsideMethod):
     def __init__(self, *, layers: Sequence[int] | None = None, matched: bool = True, recycle: bool = True):
         super().__init__(layers=layers, matched=matched)
         self.recycle = recycle
+        self.uses_order = recycle  # alone in its neighbourhood every token is as dense as any other
 
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Keep `k[g]` tokens of every group, clusters among them."""
