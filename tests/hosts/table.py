@@ -9,7 +9,7 @@ from crtc import compressed
 from crtc.hosts import default_positions, encode, generate
 from crtc.hosts.mass import check_attention
 from crtc.readme import ROOT
-from crtc.tokens import SIGNALS
+from crtc.tokens import TOWER_SIGNALS
 from tests.hosts.families import BUILDERS, ROWS, VID, Host, build
 from tests.hosts.references import third
 
@@ -55,7 +55,7 @@ def table() -> str:
 def row(host: Host) -> list[str]:
     """Cells of one family."""
     model, inputs = host.model, host.inputs()
-    encoded = encode(model, inputs, SIGNALS)
+    encoded = encode(model, inputs, TOWER_SIGNALS)
     tokens, plan = encoded.tokens, third(encoded.tokens)
     shown = {"video" if picture.token == VID else "image" for picture in host.pictures}
     mass = "yes"
@@ -96,7 +96,7 @@ def row(host: Host) -> list[str]:
             return handle.turn is not None and cache.get_seq_length() == before + 6
 
     places = bool((tokens.grid[tokens.candidates] >= 0).all())
-    signals = [WORDS[name] for name in SIGNALS if name in tokens.signals.present]
+    signals = [word for name, word in WORDS.items() if name in tokens.signals.present]
     return [
         ", ".join(sorted(shown)),
         settings["positions"],
