@@ -40,7 +40,7 @@ def layer_equivalent(counts: Int[Tensor, "depth G"]) -> Float[Tensor, " G"]:
 
 
 def check_layers(layers: Sequence[int], depth: int) -> None:
-    """Raise `ValueError` unless `layers` are ascending and have a layer before and none behind them missing."""
+    """Raise `ValueError` unless `layers` are ascending, from the second layer to the last."""
     ascending = all(one < other for one, other in itertools.pairwise(layers))
     if not ascending or not all(0 < layer < depth for layer in layers):
         raise ValueError(f"layers is {list(layers)}, expected ascending numbers from 1 to {depth - 1}")

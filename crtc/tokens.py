@@ -276,6 +276,15 @@ class Plan:
         return Plan(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
+def keep_all(tokens: Tokens) -> Plan:
+    """The plan that changes nothing."""
+    kept = tokens.candidates.nonzero()[:, 0]
+    slot = torch.full_like(tokens.group, DROPPED)
+    slot[kept] = torch.arange(len(kept), device=kept.device)
+    weight = tokens.candidates.to(torch.float32)
+    return Plan(kept, slot, weight, torch.ones(len(kept), device=kept.device), tokens.group)
+
+
 def compose(first: Plan, second: Plan, alive: Int[Tensor, " M"]) -> Plan:
     """One plan that does what two do after each other.
 

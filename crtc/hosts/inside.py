@@ -27,7 +27,7 @@ from crtc.hosts.layers import check_deepstack, decoder_layers, layer_signals, wi
 from crtc.hosts.mass import causal
 from crtc.hosts.prompt import column_bias, columns
 from crtc.hosts.vlm import Encoded
-from crtc.tokens import LayerSignalName, Plan, Tokens, apply, compose
+from crtc.tokens import LayerSignalName, Plan, Tokens, apply, compose, keep_all
 
 Choose = Callable[[Tokens, int], Plan]
 """Plans in front of the numbered cut; tokens carry hidden states and signals."""
@@ -210,7 +210,7 @@ class _Knife:
         begun = time.perf_counter()
         plan = self.choose(shown, self.cuts.layers.index(number))
         self.cuts.seconds += time.perf_counter() - begun
-        everything = before or _everything(tokens)
+        everything = before or keep_all(tokens)
         whole = compose(everything, plan, alive)
         self.cuts.plans[number] = whole
         self.merged = (row, place, alive, plan) if plan.merges else None
@@ -304,13 +304,6 @@ def _stay(plan: Plan) -> Bool[Tensor, " N"]:
     stays = plan.group < 0
     stays[plan.kept] = True
     return stays
-
-
-def _everything(tokens: Tokens) -> Plan:
-    kept = tokens.candidates.nonzero()[:, 0]
-    slot = torch.full_like(tokens.group, -1)
-    slot[kept] = torch.arange(len(kept), device=kept.device)
-    return Plan(kept, slot, tokens.candidates.float(), torch.ones(len(kept), device=kept.device), tokens.group)
 
 
 def _repeated(value: Tensor, rows: int) -> Tensor:

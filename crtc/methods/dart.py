@@ -16,7 +16,8 @@ class DART(InsideMethod):
     """Pivots are the visual tokens and the words behind them with the largest L1 norm of keys in layer K - 1.
 
     Each pivot in turn adds the visual tokens, not chosen yet, of the lowest cosine to it among the states in front of
-    layer K, behind the last norm; visual pivots stay themselves. K is 2 of 32 layers.
+    layer K, behind the last norm; visual pivots stay themselves. K is 2 of 32 layers. The norm is that of rotated keys
+    and changes with absolute positions, so that left padding that a model counts among them can change the choice.
 
     Deviations: exactly k tokens stay, shared among the pivots as evenly as can be, where the code adds
     int(T / pivots) for each on top of the visual pivots; pivots take turns by falling norm, visual ones first, where

@@ -5,7 +5,6 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from crtc import counts
 from crtc.merging import give_mass
 from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, SignalName, Tokens
+from crtc.tokens import keep_all as keep_all
 
 Need = SignalName | Literal["text", "grid"]
 Family = Literal["control", "saliency", "merging", "diversity", "clustering", "graph", "learned"]
@@ -112,12 +112,3 @@ class ScoreMethod(Method):
         groups = Groups.of(tokens)
         kept = top_k(groups.gather(self.score(tokens).float()), groups.valid, k)
         return give_mass(tokens, groups, kept)
-
-
-def keep_all(tokens: Tokens) -> Plan:
-    """The plan that changes nothing."""
-    kept = tokens.candidates.nonzero()[:, 0]
-    slot = torch.full_like(tokens.group, -1)
-    slot[kept] = torch.arange(len(kept), device=kept.device)
-    weight = tokens.candidates.to(torch.float32)
-    return Plan(kept, slot, weight, torch.ones(len(kept), device=kept.device), tokens.group)
