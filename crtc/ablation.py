@@ -40,7 +40,7 @@ def read(path: Path | str) -> dict[str, Any]:
     _check_keys(content, {"about", "model", "use", "mass", "seeds", "steps", "evaluate"}, str(path))
     model = content.get("model", {})
     design = {field.name for field in fields(Design)} - {"width"}
-    _check_keys(model, set(inspect.signature(ScorerTraining).parameters) - {"host", "seed"}, f"{path}: model")
+    _check_keys(model, set(inspect.signature(ScorerTraining).parameters) - {"host", "seed", "scorer"}, f"{path}: model")
     _check_keys(model.get("design", {}), design, f"{path}: design")
     _check_keys(content.get("use", {}), design, f"{path}: use")
     _check_keys(content.get("evaluate", {}), {"pictures", "questions", "counts"}, f"{path}: evaluate")

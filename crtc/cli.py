@@ -1,4 +1,4 @@
-"""The command line: `crtc demo | fit | evaluate | ablate | compress | show | methods | host`."""
+"""The command line: `crtc demo | fit | evaluate | benchmark | ablate | compress | show | methods | host`."""
 
 import itertools
 import json
@@ -16,21 +16,21 @@ from PIL import Image, UnidentifiedImageError
 
 from crtc import tracking
 from crtc.ablation import ablate as run_ablations
+from crtc.benchmark import benchmark as run_benchmark
 from crtc.demo import demo as run_demo
-from crtc.demo import field
+from crtc.demo import field, left_out, scorers
 from crtc.evaluation import Evaluation
 from crtc.evaluation.drawing import curves
 from crtc.evaluation.report import markdown, save
 from crtc.hosts.embedded import image_tokens, load_host
-from crtc.methods import Method, catalogue, get_method, golden
-from crtc.methods.reinforced import Reinforced
+from crtc.methods import Method, catalogue, get_method, golden, trained
 from crtc.showing import answer, overlays
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.training.fit import fit, fit_host
 
 
-def demo(folder: str = "runs/demo", steps: int = 200, pictures: int = 90, seed: int = 0) -> None:
+def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: int = 0) -> None:
     """Do the whole job on real input: train a scorer, compare it with the field, draw, log.
 
     Args:
@@ -46,7 +46,7 @@ def evaluate(
     host: str = "embedded",
     data: str | None = None,
     methods: list[str] | None = None,
-    scorer: str | None = None,
+    scorer: list[str] | str | None = None,
     counts: list[int] | None = None,
     keep: list[float] | None = None,
     mass: Literal["both", "kept", "plain"] = "both",
@@ -63,8 +63,8 @@ def evaluate(
     Args:
         host: the embedded one, or a folder or hub id of a LLaVA.
         data: JSON lines with image, question, answers and optional boxes; glyph scenes without.
-        methods: names of the catalogue, "reinforced blind" among them; all without.
-        scorer: folder of a scorer to add.
+        methods: names of the catalogue, "reinforced blind" among them; all that are ready without.
+        scorer: folder of a scorer to add, or several; of any method that `crtc fit` trains.
         counts: whole tokens per image; 192, 128, 64, 32, 16 without.
         keep: fractions in the place of counts.
         mass: which settings of mass preservation.
@@ -88,12 +88,18 @@ def evaluate(
     if max(chosen) > total or min(chosen) < 1:
         raise ValueError(f"counts is {chosen}, expected numbers between 1 and the {total} tokens of an image")
     task: Task = JsonLines(data) if data else Glyphs(split, pictures, questions)
-    rows = _rows(methods, scorer)
+    rows = _rows(methods, [scorer] if isinstance(scorer, str) else scorer or [])
     for method in rows.values():
         method.to(device)
     masses = {"both": (False, True), "kept": (True,), "plain": (False,)}[mass]
     results = Evaluation(
-        loaded, task, rows, counts=sorted(set(chosen), reverse=True), masses=masses, positions=positions
+        loaded,
+        task,
+        rows,
+        counts=sorted(set(chosen), reverse=True),
+        masses=masses,
+        positions=positions,
+        skipped=left_out(list(rows)) if methods is None else {},
     ).run(output)
     summary = save(results, output)
     curves(summary, Path(output) / "curves.png")
@@ -106,9 +112,9 @@ def evaluate(
     print(f"wrote results.json, table.md, questions.npz, curves.png, overlays and a W&B run to {output}")
 
 
-def _rows(names: list[str] | None, scorer: str | None) -> dict[str, Method]:
+def _rows(names: list[str] | None, folders: list[str]) -> dict[str, Method]:
     if names is None:
-        return field(scorer)
+        return field(folders)
     rows: dict[str, Method] = {}
     for name in names:
         blind = name.endswith(" blind")
@@ -116,10 +122,44 @@ def _rows(names: list[str] | None, scorer: str | None) -> dict[str, Method]:
             rows[name] = get_method(name.removesuffix(" blind"), **({"question": False} if blind else {}))
         except TypeError as error:
             raise ValueError(f"method {name!r} cannot be made: {error}") from error
-    if scorer is not None:
-        rows["reinforced (given)"] = Reinforced.from_pretrained(scorer)
-        rows["reinforced blind (given)"] = Reinforced.from_pretrained(scorer, question=False)
-    return rows
+    return {**rows, **scorers(folders)}
+
+
+def benchmark(
+    methods: list[str] | None = None,
+    batch: int = 8,
+    tokens: int = 576,
+    count: int = 64,
+    channels: int = 192,
+    repeats: int = 15,
+    seed: int = 0,
+    output: str = "runs/benchmark",
+) -> None:
+    """Time planning on the CPU, and batched methods against loops that take one picture at a time.
+
+    Args:
+        methods: names of the catalogue; all that are ready without.
+        batch: pictures side by side.
+        tokens: visual tokens of each.
+        count: whole tokens to keep of each.
+        channels: of the embedding space; the scorer that ships is for 192.
+        repeats: timed runs of each method and each loop, in turn.
+        seed: of the made-up pictures.
+        output: folder of the results.
+    """
+    print(
+        run_benchmark(
+            output,
+            methods=methods,
+            batch=batch,
+            size=tokens,
+            count=count,
+            channels=channels,
+            repeats=repeats,
+            seed=seed,
+        )
+    )
+    print(f"wrote benchmark.json to {output}")
 
 
 def ablate(
@@ -159,12 +199,12 @@ def compress(
         keep: fraction to keep.
         host: the embedded one, or a folder or hub id of a LLaVA.
         mass: whether kept tokens carry log-sizes.
-        scorer: folder of a scorer in the place of the shipped one.
+        scorer: folder of a scorer in the place of the method.
         device: of the host.
         output: file of the overlay.
     """
     loaded = load_host(host, device=device)
-    chosen = Reinforced.from_pretrained(scorer) if scorer else get_method(method)
+    chosen = trained(scorer) if scorer else get_method(method)
     if count is None and keep is None:
         count = 64
     shown = answer(
@@ -238,7 +278,7 @@ def _files_as_option(given: list[str]) -> list[str]:
     return ["ablate", "--files", listed, *given[1 + len(files) :]]
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, ablate, compress, show, methods)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, benchmark, ablate, compress, show, methods)
 TRAINING: dict[str, Callable[[list[str]], None]] = {"fit": fit, "host": fit_host}
 
 

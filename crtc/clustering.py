@@ -1,4 +1,6 @@
-"""k-means on whole padded batches of groups, with exactly `k[g]` clusters per group whatever the tokens are."""
+"""Clustering on whole padded batches of groups, with exactly `k[g]` clusters per group whatever the tokens are."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crtc.tokens import DROPPED
+
+Linkage = Literal["average", "single", "complete", "ward"]
 
 
 def k_means(
@@ -139,3 +143,62 @@ def _assign(
     rank = torch.arange(real.shape[1], device=label.device)
     moves = rank < empty.sum(1, keepdim=True)
     return label.scatter(1, order, torch.where(moves, vacant, label.gather(1, order)))
+
+
+def agglomerate(
+    distance: Float[Tensor, "G M M"],
+    valid: Bool[Tensor, "G M"],
+    k: Int[Tensor, " G"],
+    linkage: Linkage,
+    weight: Float[Tensor, "G M"] | None = None,
+) -> Int[Tensor, "G M"]:
+    """Cluster of every token, named by its first member; one merge a step in every group that has too many.
+
+    Every token knows the nearest of those before it, so a step looks again only for the few whose nearest has changed.
+
+    Args:
+        linkage: distance of two clusters: "average" over their pairs, "single" for the smallest, "complete" for the
+            largest, "ward" for what the weighted sum of squares within clusters grows by; then `distance` is what it
+            grows by when two tokens are joined, `w_i w_j / (w_i + w_j) |x_i - x_j|^2`.
+        weight: of every token, for "average" and "ward"; one each without.
+    """
+    places = torch.arange(distance.shape[1], device=distance.device)
+    apart = (places != places[:, None]) & valid[:, None] & valid[..., None]
+    # rounding must not decide between the two of a pair; what is infinitely far is never joined
+    full = torch.minimum(distance, distance.transpose(1, 2)).masked_fill(~apart, torch.inf)
+    at = full.masked_fill(places >= places[:, None], torch.inf).argmin(2)
+    least = full.gather(2, at[..., None])[..., 0].masked_fill(at >= places, torch.inf)
+    label, left = places.expand_as(valid).clone(), valid.sum(1)
+    size = valid.to(distance.dtype) if weight is None else weight.masked_fill(~valid, 0).to(distance.dtype)
+    while bool((left > k).any()):
+        rows = (left > k).nonzero()[:, 0]
+        gone = least[rows].argmin(1)
+        stays = at[rows, gone]
+        mine, other = full[rows, stays], full[rows, gone]
+        one, two = size[rows, stays][:, None], size[rows, gone][:, None]
+        if linkage == "average":
+            share = one / (one + two)
+            joined = share * mine + (1 - share) * other
+        elif linkage == "ward":  # the update of Lance and Williams (1967)
+            each, both = size[rows], least[rows, gone][:, None]
+            joined = ((one + each) * mine + (two + each) * other - each * both) / (one + two + each)
+        else:
+            joined = torch.minimum(mine, other) if linkage == "single" else torch.maximum(mine, other)
+        joined = joined.masked_fill((places == stays[:, None]) | (places == gone[:, None]), torch.inf)
+        size[rows, stays] += size[rows, gone]
+        full[rows, gone], full[rows, :, gone] = torch.inf, torch.inf
+        full[rows, stays], full[rows, :, stays] = joined, joined
+        least[rows, gone], at[rows, gone] = torch.inf, gone
+        known, near = at[rows], least[rows]
+        closer = (joined < near) | ((joined == near) & (stays[:, None] < known))
+        closer &= (places > stays[:, None]) & joined.isfinite()
+        at[rows], least[rows] = torch.where(closer, stays[:, None], known), torch.where(closer, joined, near)
+        again = ((known == stays[:, None]) | (known == gone[:, None])) & (places != gone[:, None])
+        again |= places == stays[:, None]
+        batch, token = again.nonzero(as_tuple=True)
+        found = full[rows[batch], token].masked_fill(places >= token[:, None], torch.inf)
+        at[rows[batch], token] = nearest = found.argmin(1)
+        least[rows[batch], token] = found.gather(1, nearest[:, None])[:, 0]
+        label[rows] = torch.where(label[rows] == gone[:, None], stays[:, None], label[rows])
+        left[rows] -= 1
+    return label

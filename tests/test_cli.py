@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from crtc.cli import COMMANDS, TRAINING, main
-from crtc.methods import catalogue
+from crtc.methods import LearnPruner, Random, VisionSelector, catalogue, unready
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs
 
@@ -144,6 +145,46 @@ def test_evaluate_a_file(scene: Path, tmp_path: Path, capsys: Output) -> None:
     rows = {(row["method"], row["mass"], row["count"]) for row in content["rows"] if row["count"]}
     assert rows == {(name, True, 12) for name in ("kmeans", "reinforced (given)", "reinforced blind (given)")}
     assert "| kmeans | no | kept |" in capsys.readouterr().out
+
+
+def test_evaluate_several_scorers_of_any_kind(scene: Path, tmp_path: Path, capsys: Output) -> None:
+    Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "one")
+    for name in ("two", "three"):
+        LearnPruner(192, hidden=8).save_pretrained(tmp_path / name)
+    options = ["--methods", "[random]", "--scorer", "[one, two, three]", "--counts", "[9]", "--mass", "kept"]
+    main(["evaluate", "--data", str(asks(tmp_path)), *options, "--output", "out", "--dtype", "float32"])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    labels = [
+        "random",
+        "reinforced (given)",
+        "reinforced blind (given)",
+        "learn_pruner (given)",
+        "learn_pruner (three)",
+    ]
+    assert [row["method"] for row in rows if row["count"]] == labels
+
+
+def test_the_whole_catalogue_leaves_out_what_has_no_weights(
+    scene: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {"random": Random, "learn_pruner": LearnPruner, "vision_selector": VisionSelector}
+    for module in ("crtc.demo", "crtc.methods.catalogue"):
+        monkeypatch.setattr(sys.modules[module], "catalogue", lambda: kinds)
+    monkeypatch.setattr("crtc.demo.get_method", lambda name, **settings: Random())
+    LearnPruner(192, hidden=8).save_pretrained(tmp_path / "scorer")
+    options = ["--scorer", "scorer", "--counts", "[9]", "--mass", "kept", "--output", "out", "--dtype", "float32"]
+    main(["evaluate", "--data", str(asks(tmp_path)), *options])
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["skipped"] == {"vision_selector": VisionSelector.unready}
+    assert "learn_pruner (given)" in {row["method"] for row in content["rows"]}
+    assert f"vision_selector was skipped: {VisionSelector.unready}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(unready()))
+def test_what_has_no_weights_is_refused_by_name(name: str, scene: Path, capsys: Output) -> None:
+    message = "is not ready for use: no weights ship for it, `crtc fit` trains them"
+    refused(["compress", "--image", str(scene), "--prompt", "why?", "--method", name], message, capsys)
+    refused(["evaluate", "--methods", f"[{name}]"], message, capsys)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

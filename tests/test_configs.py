@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from crtc.ablation import read, stacked
+from crtc.methods import trainable
 from crtc.methods.reinforced import Design, Reinforced
 from crtc.training.fit import FitCLI
 from crtc.training.gates import GATES
@@ -35,7 +36,7 @@ def by_name(file: Path) -> str:
 
 
 def test_there_are_configs() -> None:
-    assert [file.stem for file in TRAINING if not file.stem.startswith("host-")] == ["scorer"]
+    assert [file.stem for file in TRAINING if not file.stem.startswith(("host-", "peer_"))] == ["scorer"]
     assert {"base", "mlp", "no_propagation", "random_edges"} <= {file.stem for file in ABLATIONS}
     assert not list(CONFIGS.rglob("*.yml"))
 
@@ -50,6 +51,15 @@ def test_training_configs(file: Path) -> None:
     assert config.folder == given["folder"] and config.every <= config.model.steps
     if kind is HostTraining:
         assert config.model.stage in STAGES
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("peer_*.yaml")), ids=by_name)
+def test_peers_train_as_long_as_the_scorer_and_by_their_own_gate(file: Path) -> None:
+    peer, scorer = (yaml.safe_load(path.read_text()) for path in (file, CONFIGS / "scorer.yaml"))
+    assert (peer["every"], peer["model"]["steps"]) == (scorer["every"], scorer["model"]["steps"])
+    assert set(peer["model"]) == {"scorer", "gate", "steps", "attention_weight", "learning_rate"}
+    assert peer["model"]["scorer"] in trainable() and peer["model"]["gate"] in set(GATES) - {"assignment"}
+    assert peer["folder"] == f"runs/{file.stem}" and file.stem == f"peer_{peer['model']['scorer']}"
 
 
 def test_host_stages_follow_one_another() -> None:

@@ -112,6 +112,7 @@ class Evaluation:
         masses: settings of mass preservation to run.
         positions: whether kept tokens keep their position ids.
         pictures: encoded side by side.
+        skipped: labels that are not run, with the reason, for the report.
 
     Raises:
         ValueError: if there are no methods or counts.
@@ -127,6 +128,7 @@ class Evaluation:
         masses: Sequence[bool] = (False, True),
         positions: Positions = "keep",
         pictures: int = 4,
+        skipped: Mapping[str, str] | None = None,
     ):
         if not methods or not counts:
             raise ValueError(f"methods is {list(methods)} and counts {list(counts)}, expected at least one of each")
@@ -134,6 +136,7 @@ class Evaluation:
         self.task, self.methods, self.counts, self.masses = task, dict(methods), tuple(counts), tuple(masses)
         self.positions: Positions = positions
         self.pictures = pictures
+        self._given = dict(skipped or {})
 
     @property
     def config(self) -> dict[str, Any]:
@@ -168,10 +171,8 @@ class Evaluation:
         if folder is not None:
             cache = Path(folder) / f"parts-{_digest(self._setting)}"
             cache.mkdir(parents=True, exist_ok=True)
-        keys = {
-            CONTROLS: CONTROLS,
-            **{label: _digest([f"{m}", weights_digest(m)]) for label, m in self.methods.items()},
-        }
+        keys = {label: _digest([label, f"{m}", weights_digest(m)]) for label, m in self.methods.items()}
+        keys[CONTROLS] = CONTROLS
         found: dict[str, list[_Part]] = {label: [] for label in keys}
         for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
             files = {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}
@@ -200,7 +201,7 @@ class Evaluation:
     def _join(self, found: dict[str, list["_Part"]], config: dict[str, Any]) -> Results:
         controls = found.pop(CONTROLS)
         runs = {(name, False, 0): _joined([part.controls[name] for part in controls]) for name in controls[0].controls}
-        skipped: dict[str, str] = {}
+        skipped = dict(self._given)
         for label, parts in found.items():
             reasons = [part.skipped for part in parts if part.skipped]
             if reasons:

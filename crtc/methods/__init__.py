@@ -5,6 +5,9 @@ from crtc.methods.apet import ApET as ApET
 from crtc.methods.catalogue import catalogue as catalogue
 from crtc.methods.catalogue import get_method as get_method
 from crtc.methods.catalogue import golden as golden
+from crtc.methods.catalogue import trainable as trainable
+from crtc.methods.catalogue import trained as trained
+from crtc.methods.catalogue import unready as unready
 from crtc.methods.cdpruner import CDPruner as CDPruner
 from crtc.methods.centrality import DegreeCentrality as DegreeCentrality
 from crtc.methods.centrality import EigenvectorCentrality as EigenvectorCentrality
@@ -12,6 +15,7 @@ from crtc.methods.cls_attention import ClsAttention as ClsAttention
 from crtc.methods.cross_modal_similarity import CrossModalSimilarity as CrossModalSimilarity
 from crtc.methods.dart import DART as DART
 from crtc.methods.dbdpc import DBDPC as DBDPC
+from crtc.methods.diffprune import DiffPrune as DiffPrune
 from crtc.methods.divprune import DivPrune as DivPrune
 from crtc.methods.dpcknn import DpcKnn as DpcKnn
 from crtc.methods.fastv import FastV as FastV
@@ -23,6 +27,8 @@ from crtc.methods.kcenter import KCenter as KCenter
 from crtc.methods.kmeans import KMeans as KMeans
 from crtc.methods.kmeans import KMeansMedoid as KMeansMedoid
 from crtc.methods.kmeans import KMeansSpherical as KMeansSpherical
+from crtc.methods.learned import Learned as Learned
+from crtc.methods.learnpruner import LearnPruner as LearnPruner
 from crtc.methods.louvain import Louvain as Louvain
 from crtc.methods.maximal_marginal_relevance import MaximalMarginalRelevance as MaximalMarginalRelevance
 from crtc.methods.method import Method as Method
@@ -34,6 +40,9 @@ from crtc.methods.personalized_page_rank import PersonalizedPageRank as Personal
 from crtc.methods.pool import Pool as Pool
 from crtc.methods.prumerge import PruMerge as PruMerge
 from crtc.methods.prumerge import PruMergePlus as PruMergePlus
+from crtc.methods.pyg_pooling import ASAPooling as ASAPooling
+from crtc.methods.pyg_pooling import SAGPooling as SAGPooling
+from crtc.methods.pyg_pooling import TopKPooling as TopKPooling
 from crtc.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from crtc.methods.random import Random as Random
 from crtc.methods.received_attention import ReceivedAttention as ReceivedAttention
@@ -44,5 +53,6 @@ from crtc.methods.spectral_clustering import SpectralClustering as SpectralClust
 from crtc.methods.todre import ToDRE as ToDRE
 from crtc.methods.tome import ToMe as ToMe
 from crtc.methods.uniform_grid import UniformGrid as UniformGrid
+from crtc.methods.visionselector import VisionSelector as VisionSelector
 from crtc.methods.visionzip import VisionZip as VisionZip
 from crtc.methods.vispruner import VisPruner as VisPruner

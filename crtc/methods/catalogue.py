@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from crtc.methods.learned import Learned, method_in
 from crtc.methods.method import Method
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "methods" / "golden"
@@ -50,6 +51,35 @@ def golden() -> frozenset[str] | None:
         return None
     given = {_plain(json.loads(file.read_text())["method"]) for file in GOLDEN.glob("*.json")}
     return frozenset(name for name in catalogue() if _plain(name) in given)
+
+
+def trainable() -> dict[str, type[Learned]]:
+    """The methods of the catalogue that can be trained."""
+    return {name: kind for name, kind in catalogue().items() if issubclass(kind, Learned)}
+
+
+def unready() -> dict[str, str]:
+    """The methods of the catalogue that their name alone does not make, with the reason."""
+    return {name: kind.unready for name, kind in catalogue().items() if kind.unready}
+
+
+def trained(folder: Path | str, **settings: Any) -> Learned:
+    """The learned method whose weights a folder holds.
+
+    Args:
+        folder: as `Learned.save_pretrained` and `crtc fit` write it.
+        settings: what the method takes beside its weights.
+
+    Raises:
+        ValueError: if the folder cannot be read, or its method is not in the catalogue.
+    """
+    name = method_in(folder)
+    for kind in trainable().values():
+        if kind.__name__ == name:
+            return kind.from_pretrained(folder, **settings)
+    raise ValueError(
+        f"{folder} holds a {name!r}, expected one of {', '.join(k.__name__ for k in trainable().values())}"
+    )
 
 
 def _name(method: type[Method]) -> str:

@@ -37,6 +37,8 @@ class Method(nn.Module, ABC):
     """Whether the text tokens change the plan."""
     reads_own_layer: ClassVar[bool] = False
     """Whether it reads queries and keys of the layer in front of which it plans, not of the layer before."""
+    unready: ClassVar[str] = ""
+    """Why its name alone does not make it, empty if it does: runners that go through the catalogue say so."""
     uses_order: bool = False
     """Whether the order of the tokens changes the plan beyond ties."""
 

@@ -1,21 +1,19 @@
 """Reinforced importance, learned: seed, propagate, inhibit, then cluster by it in a learned metric."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crtc import merging
+from crtc.clustering import agglomerate
 from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
 from crtc.greedy import farthest_points
-from crtc.methods.method import Method
+from crtc.methods.learned import Importance, Learned
 from crtc.reinforcement.inhibition import inhibit, redundancy
 from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
@@ -23,8 +21,8 @@ from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
 
 SHIPPED = Path(__file__).parent / "reinforced_glyphs"
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _FROM_TEXT = 4
+Selector = Literal["ward", "farthest", "top_k"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Design:
         rewired: replaces every edge's source by a random token of its group, the control of the graph.
         inhibition: whether alike neighbours share importance.
         merge: whether dropped tokens give content to the token that stands for them, or only their mass.
-        selector: `"clusters"` covers the tokens, weighted by importance; `"top_k"` ranks them.
+        selector: `"ward"` joins what loses least, weighted by importance, until k are left; `"farthest"` covers the
+            tokens from the farthest points, where distance counts as much as importance; `"top_k"` ranks them.
     """
 
     width: int
@@ -59,54 +58,82 @@ class Design:
     rewired: bool = False
     inhibition: bool = True
     merge: bool = True
-    selector: Literal["clusters", "top_k"] = "clusters"
+    selector: Selector = "ward"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reaches", tuple(self.reaches))  # a list where it was read from a file
         for name in ("width", "hidden", "channels", "metric", "degree"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}, expected at least 0")
-        if self.selector not in ("clusters", "top_k"):
-            raise ValueError(f"selector is {self.selector!r}, expected 'clusters' or 'top_k'")
+        if self.selector not in get_args(Selector):
+            raise ValueError(f"selector is {self.selector!r}, expected one of {', '.join(get_args(Selector))}")
 
 
 @dataclass(frozen=True)
-class Importance:
-    """What the network says of every candidate, groups side by side.
+class Placed(Importance):
+    """Importance with a place in a learned metric, in which tokens are clustered.
 
     Args:
-        groups: which token stands where.
-        logit: log importance.
-        place: coordinates in the learned metric.
+        place: coordinates in the metric.
         temperature: of the soft assignment of training.
     """
 
-    groups: Groups
-    logit: Float[Tensor, "G M"]
     place: Float[Tensor, "G M Z"]
     temperature: Float[Tensor, ""]
 
-    def choose(self, k: Int[Tensor, " G"], selector: str) -> Bool[Tensor, "G M"]:
-        """The anchors: farthest points where distance counts as much as importance, or the most important."""
+    def repeat(self, groups: Groups, rows: Int[Tensor, " R"]) -> "Placed":
+        """The same for `groups` that hold the tokens of these rows again."""
+        return Placed(groups, self.logit[rows], self.place[rows], self.temperature)
+
+    def clusters(self, k: Int[Tensor, " G"], selector: Selector) -> "Clusters":
+        """Anchors, one for each of `k[g]` clusters of every group, and the anchor that every token belongs to."""
+        if selector == "ward":
+            owner = self._joined(k)
+            chosen = torch.zeros_like(self.groups.valid).scatter(1, owner, True) & self.groups.valid
+        else:
+            chosen = self._chosen(k, selector)
+        anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(k.max())]
+        real = chosen.gather(1, anchors)
+        centre = self.place.gather(1, anchors[..., None].expand(-1, -1, self.place.shape[-1]))
+        square = self.place.square().sum(-1)[:, :, None] + centre.square().sum(-1)[:, None]
+        distance = torch.baddbmm(square, self.place, centre.transpose(1, 2), alpha=-2).clamp(min=0)
+        if selector == "ward":
+            return Clusters(anchors, real, distance, (chosen.cumsum(1) - 1).gather(1, owner).clamp(min=0))
+        nearest = distance.detach().masked_fill(~real[:, None], torch.inf).argmin(-1)
+        own = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
+        nearest.scatter_(1, anchors, torch.where(real, own, nearest.gather(1, anchors)))  # also among exact copies
+        return Clusters(anchors, real, distance, nearest)
+
+    def _chosen(self, k: Int[Tensor, " G"], selector: Selector) -> Bool[Tensor, "G M"]:
+        """The most important, or farthest points where distance counts as much as importance."""
         logit = self.logit.detach().masked_fill(~self.groups.valid, -torch.inf)
         if selector == "top_k":
             return top_k(logit, self.groups.valid, k)
         weight = (logit - logit.amax(1, keepdim=True)).exp()
         return farthest_points(self.place.detach(), logit.argmax(1), self.groups.valid, k, weight)
 
-    def clusters(self, k: Int[Tensor, " G"], selector: str) -> "Clusters":
-        """Every token with its nearest anchor."""
-        chosen = self.choose(k, selector)
-        anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(k.max())]
-        real = chosen.gather(1, anchors)
-        centre = self.place.gather(1, anchors[..., None].expand(-1, -1, self.place.shape[-1]))
-        square = self.place.square().sum(-1)[:, :, None] + centre.square().sum(-1)[:, None]
-        distance = torch.baddbmm(square, self.place, centre.transpose(1, 2), alpha=-2).clamp(min=0)
-        nearest = distance.detach().masked_fill(~real[:, None], torch.inf).argmin(-1)
-        own = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
-        nearest.scatter_(1, anchors, torch.where(real, own, nearest.gather(1, anchors)))  # also among exact copies
-        return Clusters(anchors, real, distance, nearest)
+    def _joined(self, k: Int[Tensor, " G"]) -> Int[Tensor, "G M"]:
+        """Weighted Ward clusters: the objective of k-means weighted by importance, from the bottom up.
+
+        A token's owner is the member nearest to the weighted mean of its cluster.
+        """
+        valid, place = self.groups.valid, self.place.detach()
+        logit = self.logit.detach().masked_fill(~valid, -torch.inf)
+        weight = (logit - logit.amax(1, keepdim=True)).exp().clamp(min=1e-6)  # no token is free to join
+        both = weight[:, :, None] * weight[:, None] / (weight[:, :, None] + weight[:, None])
+        label = agglomerate(both * torch.cdist(place, place).square(), valid, k, "ward", weight)
+        into = label[..., None].expand_as(place)
+        total = torch.zeros_like(weight).scatter_add(1, label, weight)
+        mean = (
+            torch.zeros_like(place).scatter_add(1, into, weight[..., None] * place) / total.clamp(min=1e-12)[..., None]
+        )
+        away = (place - mean.gather(1, into)).square().sum(-1).masked_fill(~valid, torch.inf)
+        least = torch.full_like(away, torch.inf).scatter_reduce(1, label, away, "amin").gather(1, label)
+        order = torch.arange(away.shape[1], device=away.device).expand_as(label)
+        near = torch.where(away <= least, order, away.shape[1])
+        return torch.full_like(label, away.shape[1]).scatter_reduce(1, label, near, "amin").gather(1, label)
 
 
 @dataclass(frozen=True)
@@ -126,7 +153,7 @@ class Clusters:
     nearest: Int[Tensor, "G M"]
 
 
-class Reinforced(Method):
+class Reinforced(Learned):
     """Importance is seeded by relevance, propagated over the token graph and inhibited among copies; tokens are then
     clustered in a learned metric with importance as weight and merged ("contextual reinforcement", arXiv 2501.16658,
     whose features this follows; the equations are ours).
@@ -144,10 +171,12 @@ class Reinforced(Method):
 
     source = "arXiv 2501.16658 (features), trained here"
     licence = "Apache-2.0"
-    family = "learned"
+    ways = (True, False)
+    clusters = True
+    unready = ""
 
     def __init__(self, width: int, *, question: bool = True, **design: Any):
-        super().__init__()
+        super().__init__(width)
         unknown = set(design) - {field.name for field in fields(Design)}
         if unknown:
             raise ValueError(
@@ -188,28 +217,22 @@ class Reinforced(Method):
         """The scorer that ships with the package, for the embedded host."""
         return cls.from_pretrained(SHIPPED, **kwargs)
 
-    @classmethod
-    def for_width(cls, width: int) -> Self:
-        """An untrained scorer."""
-        return cls(width)
-
-    def neighbors(self, tokens: Tokens) -> Neighbors:
-        """The edges among visual tokens, which do not depend on the question."""
+    def neighbors(self, tokens: Tokens) -> Neighbors | None:
+        """The edges among visual tokens, which do not depend on the question; None if the design has no graph."""
         d = self.design
+        if not d.graph:
+            return None
         found = join(feature_neighbors(tokens.x, tokens.group, d.degree), grid_neighbors(tokens, reaches=d.reaches))
         return _rewired(found, tokens) if d.rewired else found
 
-    def importance(self, tokens: Tokens, neighbors: Neighbors | None = None) -> Importance:
+    def importance(self, tokens: Tokens, neighbors: Neighbors | None = None) -> Placed:
         """Run the network; `neighbors` saves finding the visual edges again.
 
         Raises:
             ValueError: if the tokens have another width than the scorer was made for.
         """
         d = self.design
-        if tokens.x.shape[1] != d.width:
-            raise ValueError(
-                f"tokens have {tokens.x.shape[1]} channels, this scorer was trained on a host with {d.width}"
-            )
+        self.check_width(tokens, d.width)
         x = tokens.x.float()
         groups = Groups.of(tokens)
         words = text_of(tokens.sequence, tokens.candidates)
@@ -219,28 +242,21 @@ class Reinforced(Method):
         visual = groups.gather(x)
         evidence, seed, question = self.seed(visual, words.gather(x), asked, order, sequence)
         place = self.metric(F.layer_norm(visual, visual.shape[-1:])) * d.metric**-0.5
-        if d.graph:
-            if neighbors is None:
-                neighbors = self.neighbors(tokens)
+        if neighbors is None:
+            neighbors = self.neighbors(tokens)
+        if neighbors is not None:
             statistics = self._reinforce(tokens, x, groups, evidence, seed, question, neighbors)
             logit = self.head(torch.cat([evidence, statistics], -1)).squeeze(-1)
         else:
             logit = self.head(evidence).squeeze(-1)
         logit = 6 * torch.tanh(logit / 6)
-        if d.graph and d.inhibition and neighbors is not None:
+        if d.inhibition and neighbors is not None:
             flat = logit.new_zeros(len(tokens)).index_put((groups.index[groups.valid],), logit[groups.valid])
             logit = groups.gather(inhibit(flat, neighbors, F.softplus(self.gain), self.threshold))
-        return Importance(groups, logit, place, self.log_temperature.exp())
+        return Placed(groups, logit, place, self.log_temperature.exp())
 
-    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
-        """Cluster and merge, weighted by importance."""
-        said = self.importance(tokens)
-        return self.plan_from(said, tokens, k)
-
-    def plan_from(
-        self, said: Importance, tokens: Tokens, k: Int[Tensor, " G"], clusters: Clusters | None = None
-    ) -> Plan:
-        """The plan that an importance leads to; `clusters` saves finding them again."""
+    def plan_from(self, said: Placed, tokens: Tokens, k: Int[Tensor, " G"], clusters: Clusters | None = None) -> Plan:
+        """Cluster and merge, weighted by importance; `clusters` saves finding them again."""
         found = said.clusters(k, self.design.selector) if clusters is None else clusters
         owner = found.anchors.gather(1, found.nearest)
         if self.design.merge:
@@ -249,13 +265,6 @@ class Reinforced(Method):
             places = torch.arange(owner.shape[1], device=owner.device)
             weight = (owner == places).to(torch.float32)
         return merging.make_plan(tokens, said.groups, owner, weight)
-
-    def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
-        """Log importance of every token, 0 for context: for drawing and for studies."""
-        said = self.importance(tokens)
-        return said.logit.new_zeros(len(tokens)).index_put(
-            (said.groups.index[said.groups.valid],), said.logit[said.groups.valid]
-        )
 
     def _reinforce(
         self,
@@ -316,30 +325,9 @@ class Reinforced(Method):
         valid = found.valid[flat] & words.valid.flatten()[:, None]
         return Neighbors(number[found.index[flat]], found.likeness[flat], valid, found.relation[flat])
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"design": {f.name: getattr(self.design, f.name) for f in fields(Design)}}
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
-
-    @classmethod
-    def from_pretrained(cls, folder: Path | str, *, question: bool = True) -> Self:
-        """Read what `save_pretrained` wrote.
-
-        Raises:
-            ValueError: if a file is missing or damaged, or the weights do not fit the design.
-        """
-        folder = Path(folder)
-        try:
-            design = json.loads((folder / _CONFIG).read_text())["design"]
-            design["reaches"] = tuple(design["reaches"])
-            scorer = cls(question=question, **design)
-            scorer.load_state_dict(load_file(folder / _WEIGHTS))
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{folder} holds no readable scorer: {error}") from error
-        return scorer.eval()
+    def made_of(self) -> dict[str, Any]:
+        """The design."""
+        return dict(vars(self.design))
 
     def with_design(self, **changes: Any) -> Self:
         """The same weights under another design, where only the choice and the merging differ."""

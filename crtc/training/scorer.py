@@ -1,4 +1,6 @@
-"""Train a `Reinforced` scorer through a frozen host: the compressed model is to answer as the full one does."""
+"""Train a learned method, `Reinforced` or one of its peers, through a frozen host: the compressed model is to answer as
+the full one does.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,8 @@ from crtc.hosts.dialogue import (
     shortened_targets,
 )
 from crtc.hosts.embedded import load_host
-from crtc.methods.reinforced import Importance, Reinforced
+from crtc.methods import trainable
+from crtc.methods.learned import Importance, Learned
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.tokens import Groups, Tokens
 from crtc.training.gates import GATES
@@ -76,10 +79,11 @@ class ScorerTraining(lightning.LightningModule):
         host: the embedded one, or a folder or hub id of a LLaVA.
         data: a file of JSON lines to train on; glyph scenes without.
         calibration: a file of JSON lines that decides when to stop; glyph scenes of the calibration split without.
-        design: fields of the scorer's `Design`.
-        gate: `"assignment"`, `"mask"` (needs `mass`) or `"noise"`.
+        scorer: catalogue name of the method to train.
+        design: what its constructor takes beside the width.
+        gate: `"assignment"` (for scorers that cluster), `"mask"` (needs `mass`), `"noise"`, `"scale"` or `"pool"`.
         counts: drawn from, small ones more often.
-        blind_share: share of batches that train without the question.
+        blind_share: share of batches that train without the question, for scorers that work both ways.
         steps: optimiser steps.
         pictures: per step.
         questions: asked about each picture.
@@ -92,7 +96,7 @@ class ScorerTraining(lightning.LightningModule):
         seed: of weights, pictures, counts and noise.
 
     Raises:
-        ValueError: if the gate, a count, the number of steps or the precision is impossible.
+        ValueError: if the scorer, its design, the gate, a count, the number of steps or the precision is impossible.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class ScorerTraining(lightning.LightningModule):
         host: str = "embedded",
         data: str | None = None,
         calibration: str | None = None,
+        scorer: str = "reinforced",
         design: dict[str, Any] | None = None,
         gate: str = "assignment",
         counts: Sequence[int] = COUNTS,
@@ -115,8 +120,13 @@ class ScorerTraining(lightning.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
+        kinds = trainable()
+        if scorer not in kinds:
+            raise ValueError(f"scorer is {scorer!r}, expected one of {', '.join(kinds)}")
         if gate not in GATES:
             raise ValueError(f"gate is {gate!r}, expected one of {sorted(GATES)}")
+        if gate == "assignment" and not kinds[scorer].clusters:
+            raise ValueError(f"gate is 'assignment' and {scorer} does not cluster, expected another gate")
         if gate == "mask" and not mass:
             raise ValueError("gate is 'mask' and mass is False, expected mass, through which the mask acts")
         if not counts or min(counts) < 1:
@@ -133,7 +143,10 @@ class ScorerTraining(lightning.LightningModule):
             parameter.requires_grad_(False)
         self._host = (model, processor)  # in a tuple, so that checkpoints hold the scorer alone
         torch.manual_seed(seed)
-        self.scorer = Reinforced(model.lm_head.in_features, **(design or {}))
+        try:
+            self.scorer: Learned = kinds[scorer](model.lm_head.in_features, **(design or {}))
+        except TypeError as error:
+            raise ValueError(f"design is {design}, which {scorer} does not take: {error}") from error
         self.done = 0
         self.task: Task = JsonLines(data) if data else Glyphs("train", 1_000_000, questions, seed)
         self.calibration_task: Task = (
@@ -171,13 +184,10 @@ class ScorerTraining(lightning.LightningModule):
         self.scorer.question_aware = question
         groups = Groups.of(pupil.encoded.tokens)
         if not question:
-            said = self.scorer.importance(pupil.looks)
-            return replace(said, groups=groups, logit=said.logit[pupil.image_of], place=said.place[pupil.image_of])
-        neighbors = None
-        if self.scorer.design.graph:
-            neighbors = _spread(
-                self.scorer.neighbors(pupil.looks), Groups.of(pupil.looks), Groups.of(pupil.asked), pupil
-            )
+            return self.scorer.importance(pupil.looks).repeat(groups, pupil.image_of)
+        neighbors = self.scorer.neighbors(pupil.looks)
+        if neighbors is not None:
+            neighbors = _spread(neighbors, Groups.of(pupil.looks), Groups.of(pupil.asked), pupil)
         return replace(self.scorer.importance(pupil.asked, neighbors), groups=groups)
 
     def training_step(self, batch: list[Picture], batch_idx: int) -> Tensor:
@@ -187,17 +197,18 @@ class ScorerTraining(lightning.LightningModule):
         likely = np.arange(1, len(counts) + 1, dtype=float)
         count = int(random.choice(sorted(counts, reverse=True), p=likely / likely.sum()))
         question = bool(random.random() >= self.hparams["blind_share"])
+        question = question if question in self.scorer.ways else self.scorer.ways[0]
         pupil = self.prepare(batch)
         k = torch.full_like(pupil.encoded.tokens.group_sizes, count).minimum(pupil.encoded.tokens.group_sizes)
         said = self.importance(pupil, question)
         noise = torch.Generator().manual_seed(int(random.integers(2**31)))
         gate = GATES[self.hparams["gate"]]
-        plan, rows = gate(self.scorer, said, pupil.encoded.tokens, k, self.done / self.hparams["steps"], noise)
-        inputs = shorten(pupil.encoded, plan, mass=self.hparams["mass"], positions="keep", rows=rows)
-        targets = shortened_targets(pupil.encoded, plan, pupil.targets)
+        through = gate(self.scorer, said, pupil.encoded.tokens, k, self.done / self.hparams["steps"], noise)
+        inputs = shorten(pupil.encoded, through.plan, mass=self.hparams["mass"], positions="keep", rows=through.rows)
+        targets = shortened_targets(pupil.encoded, through.plan, pupil.targets)
         logits, _, _ = answer_logits(self._host[0], inputs, targets)
         loss = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
-        total: Tensor = loss
+        total: Tensor = loss + through.penalty
         if pupil.looks_at is not None:
             faint = torch.finfo(said.logit.dtype).min
             share = said.logit.masked_fill(~said.groups.valid, faint).log_softmax(1)
@@ -210,11 +221,11 @@ class ScorerTraining(lightning.LightningModule):
         return total
 
     def validation_step(self, batch: list[Picture], batch_idx: int) -> None:
-        """KL and accuracy of the deployed, hard choice at the small counts, both ways."""
+        """KL and accuracy of the deployed, hard choice at the small counts, in every way in which the scorer works."""
         pupil = self.prepare(batch)
         tokens = pupil.encoded.tokens
         total = []
-        for question in (True, False):
+        for question in self.scorer.ways:
             said = self.importance(pupil, question)
             for count in sorted(self.hparams["counts"])[:3]:
                 k = torch.full_like(tokens.group_sizes, count).minimum(tokens.group_sizes)
@@ -271,7 +282,7 @@ class ScorerTraining(lightning.LightningModule):
         self.done = checkpoint["done"]
 
     def export(self, folder: Path | str) -> None:
-        """Save the scorer as `Reinforced.from_pretrained` reads it."""
+        """Save the scorer as `crtc.methods.trained` reads it."""
         self.scorer.save_pretrained(folder)
 
 

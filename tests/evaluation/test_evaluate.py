@@ -15,7 +15,7 @@ from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
 from crtc.evaluation.report import markdown, save, summary
 from crtc.hosts import encode
 from crtc.hosts.dialogue import dialogue, prompt_of, prompts
-from crtc.methods import ClsAttention, FastV, KMeans, Method, Random, VisionZip, catalogue
+from crtc.methods import ClsAttention, FastV, KMeans, Method, Random, VisionZip, catalogue, get_method
 from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Question
@@ -293,3 +293,12 @@ def test_answers_are_generated_as_they_are_judged(host: Host, task: Task) -> Non
             ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         said = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         assert (said in question.answers) == bool(results.runs["fastv", False, 160].right[number]), said
+
+
+def test_the_same_method_with_and_without_the_question_is_kept_apart(host: Host, task: Task, tmp_path: Path) -> None:
+    methods = {"aware": get_method("reinforced"), "blind": get_method("reinforced", question=False)}
+    kept = Evaluation(host, task, methods, counts=[16], masses=[True])
+    fresh = kept.run()
+    kept.run(tmp_path)
+    same(fresh, kept.run(tmp_path))
+    assert not np.array_equal(fresh.runs["aware", True, 16].kl, fresh.runs["blind", True, 16].kl)

@@ -4,8 +4,8 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch.nn import functional as F
 
+from crtc.clustering import Linkage
 from crtc.methods import Agglomerative
-from crtc.methods.agglomerative import Linkage
 from crtc.tokens import apply
 from tests.making import make_golden
 

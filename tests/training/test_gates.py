@@ -1,6 +1,5 @@
 """What a count, which has no gradient, becomes in training."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from crtc.methods.reinforced import Importance, Reinforced
+from crtc.methods import trainable
+from crtc.methods.reinforced import Placed, Reinforced
 from crtc.tokens import Plan, Tokens, apply
-from crtc.training.gates import FAINT, GATES, assignment, mask, noise, soft_top_k
+from crtc.training.gates import FAINT, GATES, Gate, assignment, mask, noise, pool, scale, soft_top_k
 from tests.making import make_tokens
 
 GRIDS = [[(4, 5)], [(3, 3), (2, 4)]]
@@ -25,19 +25,18 @@ def tokens() -> Tokens:
 @pytest.fixture
 def scorer() -> Reinforced:
     torch.manual_seed(0)
-    return Reinforced(16, hidden=16, channels=2, metric=4, degree=3, reaches=(1,))
+    return Reinforced(16, hidden=16, channels=2, metric=4, degree=3, reaches=(1,), selector="farthest")
 
 
-def leaf(said: Importance) -> Importance:
+def leaf(said: Placed) -> Placed:
     """The same importance as a start of gradients."""
     return replace(said, logit=said.logit.detach().requires_grad_(), place=said.place.detach().clone().requires_grad_())
 
 
-def run(
-    gate: Callable[..., tuple[Plan, Tensor]], scorer: Reinforced, tokens: Tokens, progress: float = 0.5
-) -> tuple[Importance, Plan, Tensor]:
+def run(gate: Gate, scorer: Reinforced, tokens: Tokens, progress: float = 0.5) -> tuple[Placed, Plan, Tensor]:
     said = leaf(scorer.importance(tokens))
-    return said, *gate(scorer, said, tokens, K, progress, torch.Generator().manual_seed(0))
+    through = gate(scorer, said, tokens, K, progress, torch.Generator().manual_seed(0))
+    return said, through.plan, through.rows
 
 
 def test_the_hard_forward_is_the_deployed_plan(scorer: Reinforced, tokens: Tokens) -> None:
@@ -56,14 +55,14 @@ def test_exact_copies_own_themselves(scorer: Reinforced) -> None:
     torch.testing.assert_close(rows, torch.ones(11, 16))
 
 
-@pytest.mark.parametrize("name", sorted(GATES))
+@pytest.mark.parametrize("name", sorted(set(GATES) - {"pool"}))
 def test_dropped_tokens_get_gradient(name: str, scorer: Reinforced, tokens: Tokens) -> None:
     said, plan, rows = run(GATES[name], scorer, tokens)
     random = torch.Generator().manual_seed(1)
     read = (rows * torch.randn(rows.shape, generator=random)).sum()  # the language model reads content and mass
     (read + (plan.size * torch.randn(plan.size.shape, generator=random)).sum()).backward()
     assert said.logit.grad is not None
-    chosen = said.choose(K, "clusters")
+    chosen = said._chosen(K, "farthest")
     dropped = said.groups.valid & ~chosen
     assert int(dropped.sum()) == 37 - 11
     assert bool((said.logit.grad[dropped].abs() > 1e-7).all())
@@ -82,8 +81,8 @@ def test_the_metric_learns_from_content_and_from_mass(scorer: Reinforced, tokens
 
 
 def test_gradient_reaches_the_weights(scorer: Reinforced, tokens: Tokens) -> None:
-    plan, rows = assignment(scorer, scorer.importance(tokens), tokens, K, 0.0, torch.Generator())
-    (rows.square().sum() + plan.size.log().sum()).backward()
+    through = assignment(scorer, scorer.importance(tokens), tokens, K, 0.0, torch.Generator())
+    (through.rows.square().sum() + through.plan.size.log().sum()).backward()
     for name in ("metric.weight", "log_temperature", "head.1.weight", "gain"):
         gradient = scorer.get_parameter(name).grad
         assert gradient is not None and float(gradient.norm()) > 0, name
@@ -110,13 +109,45 @@ def test_noise_ends_where_the_choice_is_clear(scorer: Reinforced, tokens: Tokens
     order = said.logit.masked_fill(~said.groups.valid, -1e9).argsort(1, descending=True).argsort(1)
     chosen = (order < K[:, None]) & said.groups.valid
     clear = replace(said, logit=torch.where(chosen, 40.0, -40.0))
-    _, rows = noise(scorer, clear, tokens, K, 1.0, torch.Generator().manual_seed(0))
+    rows = noise(scorer, clear, tokens, K, 1.0, torch.Generator().manual_seed(0)).rows
     kept = chosen[said.groups.valid]
     x = tokens.x[tokens.candidates]
     torch.testing.assert_close(rows[kept], x[kept], atol=2e-2, rtol=2e-2)
     assert float((rows[~kept] - x[~kept]).norm(dim=1).min()) > 1.0
     # as strong as what it stands for, so that a norm does not give it away
     assert float(rows[~kept].square().mean() / x.square().mean()) == pytest.approx(1.0, abs=0.4)
+
+
+def test_scale_shrinks_what_it_drops_and_its_penalty_asks_for_a_clear_choice(
+    scorer: Reinforced, tokens: Tokens
+) -> None:
+    said = scorer.importance(tokens)
+    through = [scale(scorer, said, tokens, K, progress, torch.Generator()) for progress in (0.0, 1.0)]
+    share = soft_top_k(said.logit, said.groups.valid, K)[said.groups.valid]
+    torch.testing.assert_close(through[0].rows, share[:, None] * tokens.x[tokens.candidates])
+    low, high = (float(torch.as_tensor(one.penalty).detach()) for one in through)
+    assert low > 0 and high == pytest.approx(20 * low, rel=1e-4)
+    order = said.logit.masked_fill(~said.groups.valid, -1e9).argsort(1, descending=True).argsort(1)
+    clear = replace(said, logit=torch.where(order < K[:, None], 40.0, -40.0))
+    sure = scale(scorer, clear, tokens, K, 1.0, torch.Generator())
+    assert float(sure.penalty) < 1e-3
+    torch.testing.assert_close(sure.rows.abs().sum(1).gt(0.1).sum(), K.sum())
+
+
+@pytest.mark.parametrize("name", sorted(set(trainable()) - {"reinforced"}))
+def test_pool_reads_the_deployed_rows_and_teaches_kept_tokens_alone(name: str, tokens: Tokens) -> None:
+    torch.manual_seed(0)
+    peer = trainable()[name].for_width(16)
+    said = peer.importance(tokens)
+    said = replace(said, logit=said.logit.detach().requires_grad_())
+    through = pool(peer, said, tokens, K, 0.5, torch.Generator())
+    deployed = peer.eval()(tokens, K)
+    assert torch.equal(through.plan.kept, deployed.kept)
+    torch.testing.assert_close(through.rows, apply(deployed, tokens.x))
+    through.rows.square().sum().backward()
+    assert said.logit.grad is not None
+    learns = (said.logit.grad != 0)[said.groups.valid]
+    assert torch.equal(tokens.candidates.nonzero()[:, 0][learns], deployed.kept)
 
 
 def padded(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

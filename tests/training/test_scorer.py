@@ -163,6 +163,10 @@ def test_the_same_step_draws_the_same_pictures() -> None:
         ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl"),
         ({"precision": "float3"}, "'float3'"),
         ({"steps": 0}, "steps is 0"),
+        ({"scorer": "kmeans"}, "scorer is 'kmeans', expected one of .*reinforced"),
+        ({"scorer": "learn_pruner", "design": {}}, "gate is 'assignment' and learn_pruner does not cluster"),
+        ({"scorer": "learn_pruner", "gate": "mask"}, "degree.*learn_pruner does not take"),
+        ({"gate": "mask", "mass": False}, "mass is False"),
     ],
 )
 def test_refuses(small_host: Path, settings: dict[str, Any], message: str) -> None:
