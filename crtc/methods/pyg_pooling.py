@@ -87,8 +87,8 @@ class TopKPooling(_Pooling):
 class SAGPooling(_Pooling):
     """One graph convolution to one channel: what a token and the mean of its neighbours say, linearly.
 
-    Trained and deviating as `TopKPooling`; besides, a mean, since the sum of sixteen neighbours saturates the gate's tanh
-    and nothing learns.
+    Trained as `TopKPooling`. Deviations: those of `TopKPooling`; a mean where the layer sums, since the sum of sixteen
+    neighbours saturates the gate's tanh and nothing learns.
 
     Args:
         width: channels of the host's embedding space.
@@ -115,9 +115,9 @@ class SAGPooling(_Pooling):
 class ASAPooling(_Pooling):
     """Fitness of every token's ego-net, pooled by attention, against its neighbours' by a local-extremum convolution.
 
-    Trained and deviating as `TopKPooling`; besides, a kept token keeps its own content, not that of its ego-net, whose
-    members are other kept tokens as well, and the layer's last weight, which never learns and whose sign may turn the
-    order around, is left out.
+    Trained as `TopKPooling`. Deviations: those of `TopKPooling`; a kept token keeps its own content, not that of its
+    ego-net, whose members are other kept tokens as well; the layer's last weight, which never learns and whose sign may
+    turn the order around, is left out.
 
     Args:
         width: channels of the host's embedding space.
