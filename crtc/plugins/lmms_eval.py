@@ -3,9 +3,11 @@
 lmms-eval finds `manifest` through the entry point `lmms_eval.models`; this module needs lmms-eval installed.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
@@ -32,7 +34,7 @@ class Crtc(lmms):  # type: ignore[misc]
         mass: whether merged tokens draw as much attention as those they stand for.
         positions: `"repack"` or `"keep"`; what the model's family does without.
         dtype: of the model.
-        device: of the model; a GPU if there is one, without.
+        device: of the model; without, a GPU if there is one, of several processes each its own.
         attention: implementation of attention.
         batch_size: questions side by side.
         max_batch_size: none can be given, since batches are of one size.
@@ -68,6 +70,9 @@ class Crtc(lmms):  # type: ignore[misc]
             raise ValueError(f"max_batch_size is {max_batch_size}, expected none: batches are of batch_size")
         recipe = Recipe(chosen(method, scorer, **settings), keep, count, mass, positions)
         self.batch_size = int(batch_size)
+        self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if device is None and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.chat = Chat(pretrained, recipe, dtype=dtype, device=device, attention=attention)
         self.device = self.chat.device
 
@@ -77,7 +82,7 @@ class Crtc(lmms):  # type: ignore[misc]
         for place, request in enumerate(requests):
             alike.setdefault(repr(request.args[2]), []).append(place)
         said = [""] * len(requests)
-        with tqdm(total=len(requests), desc="answering", unit="question") as progress:
+        with tqdm(total=len(requests), desc="answering", unit="question", disable=self.rank > 0) as progress:
             for places in alike.values():
                 for start in range(0, len(places), self.batch_size):
                     batch = places[start : start + self.batch_size]
