@@ -54,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("kmeans", {}, 32, False),
         ("reinforced", {}, 16, True),
         ("reinforced", {"question": False}, 16, True),
+        ("fastv", {}, 192, False),
     ],
 )
 def test_accuracy_is_that_of_our_evaluation(
