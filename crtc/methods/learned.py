@@ -3,6 +3,7 @@
 import inspect
 import json
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from crtc.graph.neighbors import Neighbors
 from crtc.merging import give_mass
-from crtc.methods.method import ScoreMethod
+from crtc.methods.method import ScoreMethod, keep_all
 from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
 
@@ -86,6 +87,20 @@ class Learned(ScoreMethod):
         said = self.importance(tokens)
         inside = said.groups.valid
         return said.logit.new_zeros(len(tokens)).index_put((said.groups.index[inside],), said.logit[inside])
+
+    def planner(self, tokens: Tokens) -> Callable[[Int[Tensor, " G"]], Plan]:
+        """Plans at any counts, for which the network runs once."""
+        said = self.importance(tokens)
+        self.settle(said)
+
+        def plan(k: Int[Tensor, " G"]) -> Plan:
+            self.check(tokens, k)
+            return keep_all(tokens) if bool((k == tokens.group_sizes).all()) else self.plan_from(said, tokens, k)
+
+        return plan
+
+    def settle(self, said: Any) -> None:
+        """Compute what plans of all counts read from an importance, and what it keeps for them."""
 
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """The plan that the importance of the tokens leads to."""
