@@ -8,15 +8,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from crtc.compression import compress as compress
     from crtc.compression import compressed as compressed
-    from crtc.methods import catalogue as catalogue
-    from crtc.methods import get_method as get_method
+    from crtc.methods.catalogue import catalogue as catalogue
+    from crtc.methods.catalogue import get_method as get_method
     from crtc.tokens import Plan as Plan
     from crtc.tokens import Tokens as Tokens
     from crtc.tokens import apply as apply
 else:
     _HOMES = {
         "crtc.compression": ("compress", "compressed"),
-        "crtc.methods": ("catalogue", "get_method"),
+        "crtc.methods.catalogue": ("catalogue", "get_method"),
         "crtc.tokens": ("Plan", "Tokens", "apply"),
     }
 
