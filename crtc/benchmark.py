@@ -25,6 +25,8 @@ from crtc.tokens import CONTEXT, IMAGE, TEXT, Groups, Plan, Signals, Tokens
 
 WORDS = 12
 """Text tokens of every made-up prompt."""
+HEADS, HEAD_WIDTH = 8, 24
+"""Of the made-up layer of a language model."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,19 @@ def make_pictures(batch: int, size: int, channels: int, seed: int = 0) -> Tokens
     sequence = torch.arange(batch).repeat_interleave(size + WORDS)
     x = torch.cat([clumped(), draw(batch, WORDS, channels)], 1).flatten(0, 1)
     cls, received, shallow = (padded((1.5 * draw(batch, size)).softmax(1)) for _ in range(3))
-    signals = Signals(cls, received, shallow, keys=padded(clumped()), features=padded(clumped()))
+    signals = Signals(
+        cls,
+        received,
+        shallow,
+        keys=padded(clumped()),
+        features=padded(clumped()),
+        layer_queries=draw(len(x), HEADS, HEAD_WIDTH),
+        layer_keys=draw(len(x), HEADS, HEAD_WIDTH),
+        plain_queries=draw(len(x), HEADS, HEAD_WIDTH),
+        plain_keys=draw(len(x), HEADS, HEAD_WIDTH),
+        normed_states=draw(len(x), channels),
+        embeddings=x,
+    )
     return Tokens(x, kind, sequence, torch.where(kind == IMAGE, sequence, CONTEXT), grid, signals)
 
 

@@ -3,16 +3,17 @@
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from crtc import counts
+from crtc import cost, counts
 from crtc.hosts import (
+    Cuts,
     Encoded,
     Positions,
     Turn,
@@ -20,13 +21,16 @@ from crtc.hosts import (
     check_cache,
     check_model,
     columns,
+    cut_inside,
+    decoder_layers,
     default_positions,
     encode,
     go_on,
     shorten,
 )
 from crtc.methods import Method, get_method
-from crtc.tokens import SIGNALS, Plan, Tokens
+from crtc.methods.method import keep_all
+from crtc.tokens import LAYER_SIGNALS, SIGNALS, Plan, Tokens
 
 
 class Compressed(dict[str, Any]):
@@ -86,13 +90,20 @@ class Handle:
 
     Args:
         tokens: what the method saw.
-        plan: what it answered.
+        plan: what it answered; of all tokens, what is left behind the last cut, if it acts inside the language model.
+        counts: visual tokens of every group (an image, a clip) that each layer of the language model reads.
         turn: what the cache holds after `generate`, if the caller has it; the next turn of the dialogue goes on there.
     """
 
     tokens: Tokens | None = None
     plan: Plan | None = None
+    counts: Int[Tensor, "depth G"] | None = None
     turn: Turn | None = None
+
+    @property
+    def layer_equivalent(self) -> Float[Tensor, " G"] | None:
+        """Mean over the layers of the visual tokens that each reads, for every group."""
+        return None if self.counts is None else cost.layer_equivalent(self.counts)
 
 
 @contextmanager
@@ -112,6 +123,10 @@ def compressed(
     model gets one hook and a `generate` of its own; both are gone after the context, also after an exception. Decoding
     by hand on a cache is refused: use `generate`. A streamer is shown the short prompt, unless it skips prompts.
 
+    A method that acts inside the language model drops tokens between its layers, at the positions of the full prompt;
+    logits keep the length of the prompt. `count` is then the mean over the layers, see `InsideMethod`. A dialogue
+    cannot go on from its cache.
+
     Args:
         model: a stock vision-language model.
         method: a method, or its name in the catalogue.
@@ -127,6 +142,11 @@ def compressed(
     check_model(model)
     way = positions or default_positions(model)
     chosen = _resolve(method)
+    inside = bool(chosen.cuts(_depth(model)))
+    if inside:
+        decoder_layers(model)  # a wrong model fails here, not later
+        if positions == "repack":
+            raise ValueError(f"positions is {positions!r}, but {type(chosen).__name__} keeps those of the prompt")
     counts.resolve(torch.empty(0, dtype=torch.long), keep=keep, count=count)  # a wrong amount fails here, not later
     stock = model.generate
     handle, generating = Handle(), False
@@ -134,7 +154,11 @@ def compressed(
     def plan(inputs: Mapping[str, Any]) -> tuple[Encoded, Plan]:
         encoded, found = _plan(model, inputs, chosen, keep, count)
         handle.tokens, handle.plan = encoded.tokens, found
+        handle.counts = found.num_kept[None].repeat(_depth(model), 1)
         return encoded, found
+
+    def note(cuts: Cuts) -> None:
+        handle.counts, handle.plan = cuts.counts, cuts.plan
 
     @functools.wraps(stock)
     def generate_short(*args: Any, **kwargs: Any) -> Any:
@@ -152,6 +176,16 @@ def compressed(
                 output, handle.turn = go_on(turn, inputs, plan, model=model, mass=mass, positions=way)
                 return output
             check_cache(cache)
+            if inside:
+                with torch.no_grad():
+                    encoded = encode(model, inputs)
+                handle.tokens = encoded.tokens
+                whole = keep_all(encoded.tokens)
+                with inside_of(encoded, chosen, keep=keep, count=count, mass=mass) as cuts:
+                    options = {"disable_compile": True}  # a compiled decoding step would not see our hooks
+                    output, _ = answer(encoded, whole, mass=False, positions="keep", options=options)
+                note(cuts)
+                return output
             with torch.no_grad():
                 encoded, chosen_plan = plan(inputs)
             output, handle.turn = answer(encoded, chosen_plan, mass=mass, positions=way, options={})
@@ -164,19 +198,77 @@ def compressed(
             return None
         inputs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         check_cache(inputs.get("past_key_values"))
+        if inside:
+            encoded = encode(model, inputs)
+            handle.tokens = encoded.tokens
+            cuts = stack.enter_context(inside_of(encoded, chosen, keep=keep, count=count, mass=mass))
+            stack.callback(lambda: note(cuts) if cuts.plans else None)
+            return (), shorten(encoded, keep_all(encoded.tokens), mass=False, positions="keep")
         return (), shorten(*plan(inputs), mass=mass, positions=way)
 
+    def end_call(module: nn.Module, args: Any, output: Any) -> None:
+        if not generating:
+            stack.close()
+
+    stack = ExitStack()
     before = dict(model.__dict__)
     hook = model.register_forward_pre_hook(shorten_call, with_kwargs=True)
+    ends = model.register_forward_hook(end_call, always_call=True)
     model.generate = generate_short
     try:
         yield handle
     finally:
+        stack.close()
         hook.remove()
+        ends.remove()
         if "generate" in before:  # somebody else's, such as an accelerator's
             model.generate = before["generate"]
         else:
             del model.generate
+
+
+def inside_of(
+    encoded: Encoded,
+    method: Method,
+    *,
+    keep: float | None = None,
+    count: int | None = None,
+    mass: bool = False,
+    seen: Bool[Tensor, " N"] | None = None,
+) -> AbstractContextManager[Cuts]:
+    """The context in which a method drops tokens between the layers of the model that encoded some prompts.
+
+    Args:
+        encoded: the prompts.
+        method: with `cuts`.
+        keep: fraction of every group, in the method's unit.
+        count: whole tokens of every group, in the method's unit.
+        mass: whether later layers add log(size) to the logits of a kept token's key column.
+        seen: tokens that the method may see; all without.
+
+    Raises:
+        ValueError: as `compress`, or if the method cannot spend as little, or the model cannot lose tokens on the way.
+    """
+    depth, sizes = _depth(encoded.model), encoded.tokens.group_sizes
+    left = method.cut_counts(counts.resolve(sizes, keep=keep, count=count), sizes, depth)
+
+    def choose(tokens: Tokens, cut: int) -> Plan:
+        plan: Plan = method(tokens, left[cut].minimum(tokens.group_sizes))
+        return plan
+
+    return cut_inside(
+        encoded,
+        method.cuts(depth),
+        choose,
+        [name for name in LAYER_SIGNALS if name in method.needs],
+        own=method.reads_own_layer,
+        mass=mass,
+        seen=seen,
+    )
+
+
+def _depth(model: Any) -> int:
+    return int(model.get_decoder().config.get_text_config().num_hidden_layers)
 
 
 def _plan(

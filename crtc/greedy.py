@@ -49,13 +49,16 @@ def farthest_points(
         first: where every group starts.
         weight: importance in (0, inf), a factor on the distance; plain farthest point without.
     """
+    points = points.detach()
+    apart = torch.empty_like(points)  # one for all steps: fresh memory would cost more than the arithmetic
     rows = torch.arange(len(points), device=points.device)
     nearest = torch.full(valid.shape, torch.inf, dtype=points.dtype, device=points.device)
 
     def after(current: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:
         nonlocal nearest
         # a floor keeps exact copies in the order of their weight once all else is covered
-        found = (points - points[rows, current][:, None]).square().sum(-1) + 1e-9
+        torch.sub(points, points[rows, current][:, None], out=apart)
+        found = apart.square_().sum(-1) + 1e-9
         nearest = torch.minimum(nearest, found)
         return nearest if weight is None else nearest * weight
 
@@ -140,11 +143,11 @@ def coverage(
         nonlocal covered, added
         better = (benefit[rows, :, current] - covered).clamp(min=0)
         changed = better.topk(int((better > 0).sum(1).max()), dim=1).indices  # few after the first steps
-        given = benefit.gather(1, changed[..., None].expand(-1, -1, benefit.shape[-1]))
+        given = benefit[rows[:, None], changed]  # whole rows, many times as fast to copy as to gather
         before = covered.gather(1, changed)[..., None]
         covered = covered + better
         now = covered.gather(1, changed)[..., None]
-        added = added - ((given - before).clamp(min=0) - (given - now).clamp(min=0)).sum(1)
+        added = added - given.clamp_(before, now).sub_(before).sum(1)
         return added if weight is None else added * weight
 
     return _greedy(_best(added if weight is None else added * weight, valid), after, valid, k)

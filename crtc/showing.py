@@ -59,7 +59,7 @@ def answer(
     assert tokens is not None and plan is not None
     if path is not None:
         scored = getattr(method, "score", None)
-        importance = None if scored is None else scored(tokens).float().cpu().numpy()
+        importance = None if scored is None or method.missing(tokens) else scored(tokens).float().cpu().numpy()
         overlay(picture.image, tokens, plan, path, importance=importance, title=f"{type(method).__name__}: {question}")
     said = [processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (full, short)]
     return Shown(said[0], said[1], int(tokens.candidates.sum()), len(plan.kept))

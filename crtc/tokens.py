@@ -15,13 +15,17 @@ CONTEXT = -1
 """Group of tokens that are never dropped, such as the question."""
 DROPPED = -1
 
-SignalName = Literal["cls_attention", "received_attention", "shallow_attention", "keys", "features"]
-SIGNALS: tuple[SignalName, ...] = get_args(SignalName)
+LayerSignalName = Literal["layer_queries", "layer_keys", "plain_queries", "plain_keys", "normed_states", "embeddings"]
+TowerSignalName = Literal["cls_attention", "received_attention", "shallow_attention", "keys", "features"]
+SignalName = TowerSignalName | LayerSignalName
+LAYER_SIGNALS: tuple[LayerSignalName, ...] = get_args(LayerSignalName)
+TOWER_SIGNALS: tuple[TowerSignalName, ...] = get_args(TowerSignalName)
+SIGNALS: tuple[SignalName, ...] = (*TOWER_SIGNALS, *LAYER_SIGNALS)
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What a host could capture, one row per token, rows of context tokens zero.
+    """What a host could capture, one row per token; of the vision tower, rows of context tokens are zero.
 
     Args:
         cls_attention: softmax attention of the vision tower's [CLS] query, mean over heads.
@@ -29,6 +33,12 @@ class Signals:
         shallow_attention: attention received in the layer that is three eighths up the tower, as layer 9 of 24.
         keys: keys of the layer that feeds the projector, mean over heads.
         features: encoder states before the projector.
+        layer_queries: of a layer of the language model, of text too, rotated, and scaled as its logits are.
+        layer_keys: of the same layer, rotated; H / J queries share a head of keys.
+        plain_queries: the queries before rotation.
+        plain_keys: the keys before rotation.
+        normed_states: what the layer in front gives, through the last norm of the language model.
+        embeddings: what the first layer of the language model reads.
     """
 
     cls_attention: Float[Tensor, " N"] | None = None
@@ -36,6 +46,12 @@ class Signals:
     shallow_attention: Float[Tensor, " N"] | None = None
     keys: Float[Tensor, "N Dk"] | None = None
     features: Float[Tensor, "N De"] | None = None
+    layer_queries: Float[Tensor, "N H d"] | None = None
+    layer_keys: Float[Tensor, "N J d"] | None = None
+    plain_queries: Float[Tensor, "N H d"] | None = None
+    plain_keys: Float[Tensor, "N J d"] | None = None
+    normed_states: Float[Tensor, "N D"] | None = None
+    embeddings: Float[Tensor, "N D"] | None = None
 
     @property
     def present(self) -> frozenset[SignalName]:
@@ -258,6 +274,41 @@ class Plan:
     def to(self, device: torch.device | str) -> "Plan":
         """The same plan on another device."""
         return Plan(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def keep_all(tokens: Tokens) -> Plan:
+    """The plan that changes nothing."""
+    kept = tokens.candidates.nonzero()[:, 0]
+    slot = torch.full_like(tokens.group, DROPPED)
+    slot[kept] = torch.arange(len(kept), device=kept.device)
+    weight = tokens.candidates.to(torch.float32)
+    return Plan(kept, slot, weight, torch.ones(len(kept), device=kept.device), tokens.group)
+
+
+def compose(first: Plan, second: Plan, alive: Int[Tensor, " M"]) -> Plan:
+    """One plan that does what two do after each other.
+
+    Args:
+        first: of all tokens.
+        second: of those that the first one left, or that a method saw of them.
+        alive: number among all tokens of every token of the second plan, ascending.
+
+    Raises:
+        ValueError: if the second plan is of another number of tokens.
+    """
+    if len(alive) != len(second.slot):
+        raise ValueError(f"alive has {len(alive)} tokens, the second plan {len(second.slot)}")
+    local = torch.full_like(first.slot, DROPPED)
+    local[alive] = torch.arange(len(alive), device=alive.device)
+    there = local[first.kept]
+    joins = first.slot >= 0
+    slot, weight = torch.full_like(first.slot, DROPPED), first.weight.clone()
+    slot[joins] = second.slot[there][first.slot[joins]]
+    weight[joins] = weight[joins] * second.weight[there].to(weight.dtype)[first.slot[joins]]
+    target = second.slot[there]
+    size = torch.zeros(len(second.kept), dtype=first.size.dtype, device=first.size.device)
+    size = size.index_add(0, target[target >= 0], first.size[target >= 0])
+    return Plan(alive[second.kept], slot, weight, size, first.group)
 
 
 def apply(plan: Plan, x: Float[Tensor, "N *rest"]) -> Float[Tensor, "K *rest"]:

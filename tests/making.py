@@ -38,8 +38,8 @@ def make_tokens(
         grid += [[-1, -1, -1]] * num_text
         sequence += [number] * (len(kind) - len(sequence))
 
-    def rows_of(width: int) -> Tensor:
-        drawn = torch.randn(len(kind), width, generator=generator)
+    def rows_of(*width: int) -> Tensor:
+        drawn = torch.randn(len(kind), *width, generator=generator)
         # Values that bfloat16 holds exactly, so that the two types see the same input.
         return torch.ones_like(drawn) if equal else drawn.bfloat16().float()
 
@@ -54,6 +54,12 @@ def make_tokens(
         keys=rows_of(channels) * inside[:, None],
         features=rows_of(channels) * inside[:, None],
         shallow_attention=rows_of(1)[:, 0].abs() * inside,
+        layer_queries=rows_of(4, 8),
+        layer_keys=rows_of(2, 8),
+        plain_queries=rows_of(4, 8),
+        plain_keys=rows_of(2, 8),
+        normed_states=rows_of(channels),
+        embeddings=rows_of(channels),
     )
     return Tokens(
         features, torch.tensor(kind), torch.tensor(sequence), torch.tensor(group), torch.tensor(grid), signals

@@ -25,7 +25,7 @@ def test_a_loop_makes_the_plans_of_the_method(name: str, size: int, count: int, 
 
 def test_made_up_pictures_are_whole() -> None:
     tokens = make_pictures(2, 30, 8)
-    assert tokens.group_sizes.tolist() == [30, 30] and len(tokens.signals.present) == 5
+    assert tokens.group_sizes.tolist() == [30, 30] and len(tokens.signals.present) == 11
     assert not any(get_method(name).missing(tokens) for name in catalogue() if name not in unready())
     assert torch.equal(tokens.x, make_pictures(2, 30, 8).x)
     assert not torch.equal(tokens.x, make_pictures(2, 30, 8, seed=1).x)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crtc.tokens import CONTEXT, DROPPED, TEXT, Groups, Plan, Signals, Tokens, apply
+from crtc.tokens import CONTEXT, DROPPED, TEXT, Groups, Plan, Signals, Tokens, apply, compose
 from tests.making import make_tokens
 
 
@@ -165,3 +165,27 @@ def test_apply_is_differentiable(plan):
     apply(replace(plan, weight=weight), x).sum().backward()
     assert x.grad[:, 0].tolist() == [0.25, 0.75, 0.0, 0.5, 0.5, 0.0]
     assert weight.grad[2] == 0 and torch.allclose(weight.grad[1], x[1].sum())
+
+
+def test_two_plans_after_each_other_are_one() -> None:
+    """Of a word and four tokens, 1 takes 2 with shares 3/4 and 1/4, 4 drops; then 3 takes 1 half and half."""
+    group = torch.tensor([-1, 0, 0, 0, 0])
+    first = Plan(
+        torch.tensor([1, 3]),
+        torch.tensor([-1, 0, 0, 1, -1]),
+        torch.tensor([0, 0.75, 0.25, 1, 0]),
+        torch.tensor([2.0, 1.0]),
+        group,
+    )
+    alive = torch.tensor([0, 1, 3])
+    second = Plan(
+        torch.tensor([2]), torch.tensor([-1, 0, 0]), torch.tensor([0, 0.5, 0.5]), torch.tensor([2.0]), group[alive]
+    )
+    both = compose(first, second, alive)
+    assert both.kept.tolist() == [3] and both.slot.tolist() == [-1, 0, 0, 0, -1] and both.size.tolist() == [3]
+    x = torch.randn(5, 3)
+    between = x[alive]
+    between[1:] = apply(first, x)
+    assert torch.allclose(apply(both, x), apply(second, between))
+    with pytest.raises(ValueError, match="alive has 2 tokens, the second plan 3"):
+        compose(first, second, alive[:2])

@@ -36,14 +36,15 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
             mine = [row for row in rows if row["method"] == label and row["question_aware"] == aware]
             if not mine:
                 continue
-            best = [max((row for row in mine if row["count"] == n), key=lambda row: row["accuracy"]) for n in counts]
+            able = [n for n in counts if any(row["count"] == n for row in mine)]
+            best = [max((row for row in mine if row["count"] == n), key=lambda row: row["accuracy"]) for n in able]
             value = np.array([[row["relative"][name] for name in ("value", "low", "high")] for row in best], float)
             if np.isnan(value).all():  # nothing was right with all tokens
                 continue
             learned = label.startswith("reinforced")
             begin[label] = float(value[0, 0])
             axes.errorbar(
-                counts,
+                able,
                 value[:, 0],
                 yerr=[value[:, 0] - value[:, 1], value[:, 2] - value[:, 0]],
                 label=label,

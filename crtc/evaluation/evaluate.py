@@ -17,15 +17,25 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crtc import __version__
+from crtc import __version__, cost
 from crtc import counts as counting
+from crtc.compression import inside_of
 from crtc.hosts import Encoded, Positions, encode, encoder_outputs, shorten
-from crtc.hosts.dialogue import Dialogue, answer_logits, dialogue, prompts, right_rows, shared_logits, shortened_targets
+from crtc.hosts.dialogue import (
+    Dialogue,
+    answer_logits,
+    asked,
+    dialogue,
+    prompts,
+    right_rows,
+    shared_logits,
+    shortened_targets,
+)
 from crtc.merging import make_plan
-from crtc.methods.method import Method
+from crtc.methods.method import Method, keep_all
 from crtc.retention import Bools, Floats, evidence_recall, kl_divergence
 from crtc.tasks.picture import Picture, Task
-from crtc.tokens import SIGNALS, Groups, Plan, Tokens
+from crtc.tokens import LAYER_SIGNALS, SIGNALS, Groups, Plan, Tokens
 
 ALL, NO_IMAGE, WRONG_IMAGE = "all tokens", "no image", "wrong image"
 CONTROLS = "controls"
@@ -41,6 +51,7 @@ class Run:
         agree: share of answer tokens whose likeliest token is the full model's.
         recall: evidence recall, NaN where there is none.
         milliseconds: planning time per picture and question.
+        layer_equivalent: visual tokens of an image that were read, mean over the layers of the language model.
     """
 
     right: Bools
@@ -48,6 +59,7 @@ class Run:
     agree: Floats
     recall: Floats
     milliseconds: float
+    layer_equivalent: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,10 @@ class Results:
     def full(self) -> Run:
         """The run with all tokens."""
         return self.runs[ALL, False, 0]
+
+    def able(self, label: str, count: int) -> bool:
+        """Whether a method could spend as little."""
+        return any((label, mass, count) in self.runs for mass in (False, True))
 
 
 class Evaluation:
@@ -226,18 +242,19 @@ class Evaluation:
         wanted = {need for method in methods.values() for need in method.needs if need in SIGNALS}
         encoded = encode(self.model, inputs, wanted, image_of=image_of)
         first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
-        asked = prompts(encoded, targets)
-        looks = asked.select(first)
+        seen = prompts(encoded, targets)
+        looks = seen.select(first)
         images = [looks.x[looks.group == number] for number in range(len(pictures))]
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
         whole = {**text, "mm_encoder_outputs": encoder_outputs(images)}
         logits = shared_logits(self.model, whole, image_of, targets)
         judge = _Judge(logits, targets, talk.question.to(device))
-        controls = {ALL: judge(logits, recall=None, seconds=0.0)}
+        every = float(looks.group_sizes.double().mean())
+        controls = {ALL: judge(logits, recall=None, seconds=0.0, read=every)}
         if len(pictures) > 1:
             wrong = shared_logits(self.model, whole, (image_of + 1) % len(pictures), targets)
-            controls[WRONG_IMAGE] = judge(wrong, recall=None, seconds=0.0)
-        controls[NO_IMAGE] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0)
+            controls[WRONG_IMAGE] = judge(wrong, recall=None, seconds=0.0, read=every)
+        controls[NO_IMAGE] = judge(_without_image(encoded, talk, targets), recall=None, seconds=0.0, read=0.0)
         questions = [question for picture in pictures for question in picture.questions]
         made = {
             CONTROLS: _Part(
@@ -248,14 +265,19 @@ class Evaluation:
         }
         boxes = [questions[int(i)].boxes for i in talk.question]
         size = pictures[0].image.size[::-1]
+        depth = self.model.get_decoder().config.get_text_config().num_hidden_layers
         for label, method in methods.items():
-            missing = method.missing(looks)
+            inside = bool(method.cuts(depth))
+            missing = method.missing(looks) - frozenset(LAYER_SIGNALS if inside else ())
             if missing:
                 made[label] = _Part(skipped=f"the host gives no {', '.join(sorted(missing))}")
                 continue
+            if inside:
+                made[label] = self._inside(method, encoded, targets, judge, boxes, size)
+                continue
             runs: dict[tuple[bool, int], Run] = {}
             for count in self.counts:
-                tokens, rows = (asked, torch.arange(len(image_of))) if method.question_aware else (looks, image_of)
+                tokens, rows = (seen, torch.arange(len(image_of))) if method.question_aware else (looks, image_of)
                 k = counting.resolve(tokens.group_sizes, count=count)
                 begun = time.perf_counter()
                 plan = method(tokens, k)
@@ -270,9 +292,37 @@ class Evaluation:
                     else:
                         short["mm_encoder_outputs"] = _select(short["mm_encoder_outputs"], first)
                         logits = shared_logits(self.model, short, image_of, short_targets)
-                    runs[mass, count] = judge(logits, recall=recall, seconds=seconds)
+                    runs[mass, count] = judge(logits, recall=recall, seconds=seconds, read=float(count))
             made[label] = _Part(runs=runs)
         return made
+
+    def _inside(
+        self,
+        method: Method,
+        encoded: Encoded,
+        targets: Int[Tensor, "B L"],
+        judge: "_Judge",
+        boxes: list[Any],
+        size: tuple[int, int],
+    ) -> "_Part":
+        """What a method gives that drops tokens between the layers; counts that it cannot spend stay out."""
+        runs: dict[tuple[bool, int], Run] = {}
+        reason = ""
+        whole = shorten(encoded, keep_all(encoded.tokens), mass=False, positions="keep")
+        for count in self.counts:
+            for mass in self.masses:
+                try:
+                    context = inside_of(encoded, method, count=count, mass=mass, seen=asked(encoded, targets))
+                except ValueError as error:
+                    reason = reason or str(error)
+                    continue
+                with context as cuts:
+                    logits = answer_logits(self.model, whole, targets)[0]
+                read = float(cost.layer_equivalent(cuts.counts).mean())
+                recall = evidence_recall(encoded.tokens, cuts.plan, boxes, size).numpy()
+                seconds = cuts.seconds / encoded.tokens.num_groups
+                runs[mass, count] = judge(logits, recall=recall, seconds=seconds, read=read)
+        return _Part(runs=runs, skipped="" if runs else reason)
 
 
 @dataclass(frozen=True)
@@ -290,7 +340,10 @@ def _joined(pieces: list[Run]) -> Run:
     right, kl, agree, recall = (
         np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("right", "kl", "agree", "recall")
     )
-    return Run(right, kl, agree, recall, float(np.mean([piece.milliseconds for piece in pieces])))
+    milliseconds, read = (
+        float(np.mean([getattr(piece, name) for piece in pieces])) for name in ("milliseconds", "layer_equivalent")
+    )
+    return Run(right, kl, agree, recall, milliseconds, read)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -324,7 +377,7 @@ class _Judge:
         self.reference = torch.ones_like(question, dtype=torch.bool)
         self.reference[1:] = question.diff() != 0
 
-    def __call__(self, logits: Tensor, *, recall: Floats | None, seconds: float) -> Run:
+    def __call__(self, logits: Tensor, *, recall: Floats | None, seconds: float, read: float) -> Run:
         right = right_rows(logits, self.expected, self.row, self.rows)
         some = torch.zeros(self.questions, dtype=torch.long, device=right.device).index_add(
             0, self.question, right.long()
@@ -338,7 +391,7 @@ class _Judge:
             return np.asarray(rows[self.reference].double().cpu())
 
         told = np.full(self.questions, np.nan) if recall is None else recall[self.reference.cpu().numpy()]
-        return Run((some > 0).cpu().numpy(), mean(kl), mean(agree), told, seconds * 1e3)
+        return Run((some > 0).cpu().numpy(), mean(kl), mean(agree), told, seconds * 1e3, read)
 
 
 def _without_image(encoded: Encoded, talk: Dialogue, targets: Int[Tensor, "B L"]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def summary(results: Results) -> dict[str, Any]:
                 "method": label,
                 "mass": mass,
                 "count": count,
+                "layer_equivalent": run.layer_equivalent,
                 "question_aware": results.aware.get(label),
                 "accuracy": 100 * float(run.right.mean()),
                 "relative": vars(ratio(run.right, full.right, weights)),
@@ -77,6 +79,8 @@ def compare(results: Results, weights: Floats) -> list[dict[str, Any]]:
             if label.startswith(LEARNED) or (results.aware[label] and not results.aware[learned]):
                 continue
             for count in results.counts:
+                if not (results.able(learned, count) and results.able(label, count)):
+                    continue
                 ours = results.runs[learned, better_setting(results, learned, count), count]
                 theirs = results.runs[label, better_setting(results, label, count), count]
                 found.append(
@@ -98,35 +102,45 @@ def markdown(results: Results) -> str:
     masses = sorted({mass for _, mass, count in results.runs if count})
     lines = [
         f"{len(full.right)} questions about {len(np.unique(results.picture))} pictures of {results.config['task']}. "
-        "Accuracy relative to all tokens in percent, 95 % bootstrap interval over pictures; all rows of a column keep "
-        "exactly that many tokens per image.",
+        "Accuracy relative to all tokens in percent, 95 % bootstrap interval over pictures; all rows of a column "
+        "spend that many tokens per image in the mean over the layers of the language model, or as many as the last "
+        "column tells; a dash where a method cannot spend as little.",
         "",
         "| method | sees question | mass | "
         + " | ".join(map(str, counts))
         + " | KL at "
         + str(counts[len(counts) // 2])
-        + " |",
-        "|---|---|---|" + "---|" * (len(counts) + 1),
+        + " | tokens read |",
+        "|---|---|---|" + "---|" * (len(counts) + 2),
     ]
     for label in (label for label in (ALL, NO_IMAGE, WRONG_IMAGE) if (label, False, 0) in results.runs):
         control = results.runs[label, False, 0]
         cell = _cell(control, full, weights) if label != ALL else f"{100 * full.right.mean():.1f} % right"
-        lines.append(f"| *{label}* | | | " + " | ".join([cell] * len(counts)) + f" | {control.kl.mean():.3f} |")
+        lines.append(f"| *{label}* | | | " + " | ".join([cell] * len(counts)))
+        lines[-1] += f" | {control.kl.mean():.3f} | {_read([control])} |"
     for label in results.labels:
         for mass in masses:
-            if (label, mass, counts[0]) not in results.runs:
+            runs = [results.runs.get((label, mass, count)) for count in counts]
+            if not any(runs):
                 continue
-            cells = [_cell(results.runs[label, mass, count], full, weights) for count in counts]
-            middle = results.runs[label, mass, counts[len(counts) // 2]]
+            cells = ["-" if run is None else _cell(run, full, weights) for run in runs]
+            middle = runs[len(counts) // 2]
             aware = "yes" if results.aware[label] else "no"
             lines.append(
                 f"| {label} | {aware} | {'kept' if mass else 'plain'} | "
                 + " | ".join(cells)
-                + f" | {middle.kl.mean():.3f} |"
+                + (" | - |" if middle is None else f" | {middle.kl.mean():.3f} |")
+                + f" {_read(runs)} |"
             )
     for label, reason in results.skipped.items():
         lines.append(f"\n{label} was skipped: {reason}.")
     return "\n".join([*lines, "", *_margins(results, weights), *_details(results), "", *_family_table(results)]) + "\n"
+
+
+def _read(runs: Sequence[Run | None]) -> str:
+    """Layer-equivalent tokens of some runs."""
+    known = [None if run is None or math.isnan(run.layer_equivalent) else run.layer_equivalent for run in runs]
+    return " / ".join("-" if tokens is None else f"{tokens:.1f}".removesuffix(".0") for tokens in known)
 
 
 def _cell(run: Run, full: Run, weights: Floats) -> str:
@@ -165,7 +179,7 @@ def _details(results: Results) -> list[str]:
         "| method | mass | agreement | KL mean | KL p90 | harmful | lucky | evidence recall | ms |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for label in results.labels:
+    for label in (label for label in results.labels if results.able(label, count)):
         mass = better_setting(results, label, count)
         run = results.runs[label, mass, count]
         harmful, lucky = flips(full, run.right)
@@ -190,7 +204,11 @@ def _family_table(results: Results) -> list[str]:
         "| questions | " + " | ".join(str(int(chosen.sum())) for chosen in families.values()) + " |",
     ]
     rows = {ALL: results.full(), NO_IMAGE: results.runs[NO_IMAGE, False, 0]}
-    rows |= {label: results.runs[label, better_setting(results, label, count), count] for label in results.labels}
+    rows |= {
+        label: results.runs[label, better_setting(results, label, count), count]
+        for label in results.labels
+        if results.able(label, count)
+    }
     for label, run in rows.items():
         lines.append(
             f"| {label} | " + " | ".join(f"{100 * run.right[chosen].mean():.1f}" for chosen in families.values()) + " |"

@@ -106,8 +106,13 @@ def answer_logits(
 
 def prompts(encoded: Encoded, targets: Int[Tensor, "B L"]) -> Tokens:
     """The tokens that a method may see: the prompts without the answers behind them."""
+    return encoded.tokens.where(asked(encoded, targets))
+
+
+def asked(encoded: Encoded, targets: Int[Tensor, "B L"]) -> Bool[Tensor, " N"]:
+    """Which tokens are of a prompt, not of the answer behind it."""
     last = (targets != -100).int().argmax(1)  # the column before the answer
-    return encoded.tokens.where(encoded.column <= last[encoded.tokens.sequence])
+    return encoded.column <= last[encoded.tokens.sequence]
 
 
 def shortened_targets(encoded: Encoded, plan: Plan, targets: Int[Tensor, "B L"]) -> Int[Tensor, "B S"]:

@@ -13,10 +13,12 @@ from crtc.methods.centrality import DegreeCentrality as DegreeCentrality
 from crtc.methods.centrality import EigenvectorCentrality as EigenvectorCentrality
 from crtc.methods.cls_attention import ClsAttention as ClsAttention
 from crtc.methods.cross_modal_similarity import CrossModalSimilarity as CrossModalSimilarity
+from crtc.methods.dart import DART as DART
 from crtc.methods.dbdpc import DBDPC as DBDPC
 from crtc.methods.diffprune import DiffPrune as DiffPrune
 from crtc.methods.divprune import DivPrune as DivPrune
 from crtc.methods.dpcknn import DpcKnn as DpcKnn
+from crtc.methods.fastv import FastV as FastV
 from crtc.methods.gprune import GPrune as GPrune
 from crtc.methods.hiprune import HiPrune as HiPrune
 from crtc.methods.holov import HoloV as HoloV
@@ -33,6 +35,7 @@ from crtc.methods.method import Method as Method
 from crtc.methods.method import ScoreMethod as ScoreMethod
 from crtc.methods.mmtok import MMTok as MMTok
 from crtc.methods.norm import Norm as Norm
+from crtc.methods.pact import PACT as PACT
 from crtc.methods.personalized_page_rank import PersonalizedPageRank as PersonalizedPageRank
 from crtc.methods.pool import Pool as Pool
 from crtc.methods.prumerge import PruMerge as PruMerge
@@ -40,10 +43,12 @@ from crtc.methods.prumerge import PruMergePlus as PruMergePlus
 from crtc.methods.pyg_pooling import ASAPooling as ASAPooling
 from crtc.methods.pyg_pooling import SAGPooling as SAGPooling
 from crtc.methods.pyg_pooling import TopKPooling as TopKPooling
+from crtc.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from crtc.methods.random import Random as Random
 from crtc.methods.received_attention import ReceivedAttention as ReceivedAttention
 from crtc.methods.reinforced import Reinforced as Reinforced
 from crtc.methods.scope import Scope as Scope
+from crtc.methods.sparsevlm import SparseVLM as SparseVLM
 from crtc.methods.spectral_clustering import SpectralClustering as SpectralClustering
 from crtc.methods.todre import ToDRE as ToDRE
 from crtc.methods.tome import ToMe as ToMe

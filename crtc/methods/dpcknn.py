@@ -1,7 +1,7 @@
 """DPC-kNN: density peaks among the nearest neighbours, and one token per peak (2204.08680)."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crtc.merging import make_plan, mean
@@ -36,18 +36,25 @@ class DpcKnn(Method):
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Keep one token for each of `k[g]` density peaks of every group."""
         groups = Groups.of(tokens)
-        x = groups.gather(tokens.x).float()
-        distance = (torch.cdist(x, x) * x.shape[-1] ** -0.5).masked_fill(~groups.valid[:, None], torch.inf)
-        wanted = k if self.neighbors is None else torch.full_like(k, self.neighbors)
-        near = distance.topk(min(int(wanted.max()), distance.shape[-1]), largest=False).values
-        real = near.isfinite() & (torch.arange(near.shape[-1], device=near.device) < wanted[:, None, None])
-        rho = (-(near.masked_fill(~real, 0).square().sum(-1) / real.sum(-1))).exp()
-        place = torch.arange(rho.shape[1], device=rho.device)
-        denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
-        to_denser = distance.masked_fill(~denser, torch.inf).amin(-1)
-        farthest = distance.masked_fill(~groups.valid[:, None] | ~groups.valid[..., None], -torch.inf).amax((1, 2))
-        delta = torch.where(to_denser.isfinite(), to_denser, farthest[:, None])
-        centre = top_k(rho * delta, groups.valid, k)
-        owner = distance.masked_fill(~centre[:, None], torch.inf).argmin(-1)
-        owner = torch.where(centre, place, owner).masked_fill(~groups.valid, DROPPED)
+        owner = density_peaks(groups.gather(tokens.x), groups.valid, k, self.neighbors)
         return make_plan(tokens, groups, owner, mean(owner, groups.valid))
+
+
+def density_peaks(
+    x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"], neighbors: int | None
+) -> Int[Tensor, "G M"]:
+    """Owner map: the tokens of `k[g]` density peaks own themselves, every other joins the nearest of them."""
+    x = x.float()
+    distance = (torch.cdist(x, x) * x.shape[-1] ** -0.5).masked_fill(~valid[:, None], torch.inf)
+    wanted = k if neighbors is None else torch.full_like(k, neighbors)
+    near = distance.topk(min(int(wanted.max()), distance.shape[-1]), largest=False).values
+    real = near.isfinite() & (torch.arange(near.shape[-1], device=near.device) < wanted[:, None, None])
+    rho = (-(near.masked_fill(~real, 0).square().sum(-1) / real.sum(-1))).exp()
+    place = torch.arange(rho.shape[1], device=rho.device)
+    denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
+    to_denser = distance.masked_fill(~denser, torch.inf).amin(-1)
+    farthest = distance.masked_fill(~valid[:, None] | ~valid[..., None], -torch.inf).amax((1, 2))
+    delta = torch.where(to_denser.isfinite(), to_denser, farthest[:, None])
+    centre = top_k(rho * delta, valid, k)
+    owner = distance.masked_fill(~centre[:, None], torch.inf).argmin(-1)
+    return torch.where(centre, place, owner).masked_fill(~valid, DROPPED)

@@ -5,7 +5,6 @@ import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from crtc import counts
 from crtc.merging import give_mass
 from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, SignalName, Tokens
+from crtc.tokens import keep_all as keep_all
 
 Need = SignalName | Literal["text", "grid"]
 Family = Literal["control", "saliency", "merging", "diversity", "clustering", "graph", "learned"]
@@ -29,12 +29,14 @@ class Method(nn.Module, ABC):
     licence: ClassVar[str] = "-"
     """Licence of the code it comes from or was compared with: "none given" if that has none, "-" without such code."""
     place: ClassVar[str] = "after the projector"
-    """Where the published method acts; here all act after the projector, before the language model."""
+    """Where the published method acts; here all without `cuts` act after the projector, before the language model."""
     family: ClassVar[Family]
     needs: frozenset[Need] = frozenset()
     """Signals and kinds of tokens without which the method cannot work; settings of an instance may change them."""
     question_aware: bool = False
     """Whether the text tokens change the plan."""
+    reads_own_layer: ClassVar[bool] = False
+    """Whether it reads queries and keys of the layer in front of which it plans, not of the layer before."""
     unready: ClassVar[str] = ""
     """Why its name alone does not make it, empty if it does: runners that go through the catalogue say so."""
     uses_order: bool = False
@@ -57,6 +59,14 @@ class Method(nn.Module, ABC):
         if bool((k == tokens.group_sizes).all()):
             return keep_all(tokens)
         return self.plan(tokens, k)
+
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Layers of a language model of that depth in front of which the method plans; none if before all of them."""
+        return ()
+
+    def cut_counts(self, k: Int[Tensor, " G"], sizes: Int[Tensor, " G"], depth: int) -> Int[Tensor, "S G"]:
+        """How many tokens of every group are left behind each of the cuts, where `k[g]` are asked for."""
+        return k[None]
 
     @classmethod
     def ready(cls, **kwargs: Any) -> Self:
@@ -104,12 +114,3 @@ class ScoreMethod(Method):
         groups = Groups.of(tokens)
         kept = top_k(groups.gather(self.score(tokens).float()), groups.valid, k)
         return give_mass(tokens, groups, kept)
-
-
-def keep_all(tokens: Tokens) -> Plan:
-    """The plan that changes nothing."""
-    kept = tokens.candidates.nonzero()[:, 0]
-    slot = torch.full_like(tokens.group, -1)
-    slot[kept] = torch.arange(len(kept), device=kept.device)
-    weight = tokens.candidates.to(torch.float32)
-    return Plan(kept, slot, weight, torch.ones(len(kept), device=kept.device), tokens.group)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch_geometric import nn as pyg
 from torch_geometric.utils import add_remaining_self_loops, scatter, softmax
 
-from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join
+from crtc.graph.neighbors import RING, Neighbors, feature_neighbors, grid_neighbors, join
 from crtc.methods.learned import Importance, Learned
 from crtc.tokens import Groups, Tokens
 
@@ -85,9 +85,10 @@ class TopKPooling(_Pooling):
 
 
 class SAGPooling(_Pooling):
-    """One graph convolution to one channel: what a token and the sum of its neighbours say, linearly.
+    """One graph convolution to one channel: what a token and the mean of its neighbours say, linearly.
 
-    Trained and deviating as `TopKPooling`.
+    Trained as `TopKPooling`. Deviations: those of `TopKPooling`; a mean where the layer sums, since the sum of sixteen
+    neighbours saturates the gate's tanh and nothing learns.
 
     Args:
         width: channels of the host's embedding space.
@@ -101,7 +102,7 @@ class SAGPooling(_Pooling):
 
     def __init__(self, width: int, *, degree: int = 8):
         super().__init__(width, degree=degree)
-        self.layer = pyg.SAGPooling(width)
+        self.layer = pyg.SAGPooling(width, aggr="mean")
 
     def rate(self, x: Float[Tensor, "N D"], edge_index: Int[Tensor, "2 E"]) -> Float[Tensor, " N"]:
         """The convolution, with the sign of the layer's own weight."""
@@ -114,8 +115,9 @@ class SAGPooling(_Pooling):
 class ASAPooling(_Pooling):
     """Fitness of every token's ego-net, pooled by attention, against its neighbours' by a local-extremum convolution.
 
-    Trained and deviating as `TopKPooling`; besides, a kept token keeps its own content, not that of its ego-net, whose
-    members are other kept tokens as well.
+    Trained as `TopKPooling`. Deviations: those of `TopKPooling`; a kept token keeps its own content, not that of its
+    ego-net, whose members are other kept tokens as well; the layer's last weight, which never learns and whose sign may
+    turn the order around, is left out.
 
     Args:
         width: channels of the host's embedding space.
@@ -141,4 +143,4 @@ class ASAPooling(_Pooling):
         share = softmax(F.leaky_relu(likeness, layer.negative_slope), target, num_nodes=len(x))
         pooled = scatter(x[source] * share[:, None], target, dim=0, dim_size=len(x), reduce="sum")
         fitness: Tensor = layer.gnn_score(pooled, edge_index)
-        return fitness.view(-1)
+        return fitness.view(-1) / (self.degree + 1 + len(RING))  # the sum over as many edges would saturate any gate

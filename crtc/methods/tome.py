@@ -61,37 +61,31 @@ def match_repeatedly(
     places = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
     owner, order, left = places, places, valid.sum(1)
     while bool((left > k).any()):
-        order = order[:, : int(left.max())]
+        longest = int(left.max())
+        order, total = order[:, :longest], total[:, :longest]
         merges = torch.minimum(left - k, left // 2)
-        target = _match(total, order, left, merges)
-        total = _merge(total, target, places)
-        owner = target.gather(1, owner)
-        place = torch.arange(order.shape[1], device=order.device)
-        gone = (target.gather(1, order) != order) | (place >= left[:, None])
-        rank = (place + place % 2 * order.shape[1] + gone * 2 * order.shape[1]).argsort(dim=1)
-        order, left = order.gather(1, rank), left - merges
+        joined = _match(total, left, merges)
+        place = torch.arange(longest, device=order.device)
+        owner = places.scatter(1, order, order.gather(1, joined)).gather(1, owner)
+        gone = (joined != place) | (place >= left[:, None])
+        left = left - merges
+        rank = (place + place % 2 * longest + gone * 2 * longest).argsort(dim=1)[:, : int(left.max())]
+        # Sums of what goes to every place. A product, not a scatter, so that the sums do not vary from run to run.
+        total = (joined[:, None] == rank[..., None]).to(total.dtype) @ total
+        order = order.gather(1, rank)
     return owner.masked_fill(~valid, DROPPED)
 
 
-def _match(
-    total: Float[Tensor, "G M D"], order: Int[Tensor, "G L"], left: Int[Tensor, " G"], merges: Int[Tensor, " G"]
-) -> Int[Tensor, "G M"]:
-    """Where every place goes in one round: merged even tokens to an odd one, all others to themselves."""
+def _match(total: Float[Tensor, "G L D"], left: Int[Tensor, " G"], merges: Int[Tensor, " G"]) -> Int[Tensor, "G L"]:
+    """Where every listed token goes in one round: merged even ones to an odd one, all others to themselves."""
     unit = F.normalize(total, dim=-1)
-    unit = unit.gather(1, order[..., None].expand(-1, -1, unit.shape[-1]))
-    there = torch.arange(order.shape[1], device=order.device) < left[:, None]
+    place = torch.arange(total.shape[1], device=total.device)
+    there = place < left[:, None]
     likeness = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).masked_fill(~there[:, None, 1::2], -torch.inf)
     best, partner = likeness.max(-1)
     edge = best.masked_fill(~there[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.arange(edge.shape[1], device=edge.device).expand_as(edge)
     merged = torch.zeros_like(edge, dtype=torch.bool).scatter(1, edge, rank < merges[:, None])
-    even, odd = order[:, ::2], order[:, 1::2]
-    target = torch.arange(total.shape[1], device=order.device).expand(total.shape[:2])
-    return target.scatter(1, even, torch.where(merged, odd.gather(1, partner), even))
-
-
-def _merge(
-    total: Float[Tensor, "G M D"], target: Int[Tensor, "G M"], places: Int[Tensor, "G M"]
-) -> Float[Tensor, "G M D"]:
-    """Sums of what goes to every place. A product, not a scatter, so that the sums do not vary from run to run."""
-    return (target[:, None] == places[..., None]).to(total.dtype) @ total
+    joined = place.expand(total.shape[:2]).clone()
+    joined[:, ::2] = torch.where(merged, 2 * partner + 1, joined[:, ::2])
+    return joined

@@ -62,12 +62,18 @@ def distinct(
     """Remove what resembles another, `step` at a time, until `k[g]` are left."""
     order = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
     left = among.sum(1)
-    place = torch.arange(order.shape[1], device=order.device)
+    rows = torch.arange(len(unit), device=unit.device)[:, None]
+    pairs = unit @ unit.transpose(1, 2)  # once for all steps
     while bool((left > k).any()):
+        order = order[:, : int(left.max())]
+        place = torch.arange(order.shape[1], device=order.device)
         real = place < left[:, None]
         first, second = real & (place % 2 == 0), real & (place % 2 == 1)
-        listed = unit.gather(1, order[..., None].expand(-1, -1, unit.shape[-1]))
-        likeness = (listed @ listed.transpose(1, 2)).masked_fill(~second[:, None], -torch.inf).amax(-1)
+        even, odd = order[:, ::2], order[:, 1::2]
+        among_odd = pairs[rows, even].gather(2, odd[:, None].expand(-1, even.shape[1], -1))
+        nearest = among_odd.masked_fill(~second[:, None, 1::2], -torch.inf).amax(-1)
+        likeness = torch.full(order.shape, -torch.inf, dtype=nearest.dtype, device=order.device)
+        likeness[:, ::2] = nearest
         compared = first.sum(1)
         gone = (left - k).clamp(min=0, max=step).minimum(compared)
         by_likeness = likeness.masked_fill(~first, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -79,4 +85,5 @@ def distinct(
         moved = order.gather(1, fresh.argsort(dim=1, stable=True))
         order = torch.where((left > k)[:, None], moved, order)
         left = left - gone
+    place = torch.arange(order.shape[1], device=order.device)
     return torch.zeros_like(among).scatter(1, order, place < k[:, None])

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from crtc import counts
 from crtc.hosts.attention import Attended
 from crtc.hosts.grid import frame
-from crtc.methods import Method, get_method, trained
+from crtc.methods import Method
+from crtc.plugins.recipe import chosen
 from crtc.tokens import IMAGE, SIGNALS, SignalName, Signals, Tokens, apply
 
 FIELDS = ("method", "scorer", "settings", "keep", "count")
+_DEPTH = 32
+"""Layers of a language model; a method that acts inside one says so for any depth."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Serving:
         count: whole tokens of every image to keep.
 
     Raises:
-        ValueError: if the method looks at the question, or not exactly one of `keep` and `count` is given.
+        ValueError: if the method looks at the question or acts inside the language model, or not exactly one of `keep`
+            and `count` is given.
     """
 
     method: Method
@@ -36,6 +40,8 @@ class Serving:
     count: int | None = None
 
     def __post_init__(self) -> None:
+        if self.method.cuts(_DEPTH):
+            raise ValueError(f"{type(self.method).__name__} acts inside the language model, which vLLM runs as a whole")
         if self.method.question_aware:
             raise ValueError(
                 f"{type(self.method).__name__} looks at the question, but vLLM encodes images without their prompts; "
@@ -62,13 +68,10 @@ class Serving:
             raise ValueError(f'crtc is {given!r}, expected hf_overrides with "crtc": {{"method": ..., "count": ...}}')
         if set(given) - set(FIELDS):
             raise ValueError(f"crtc holds {sorted(set(given) - set(FIELDS))}, expected some of {', '.join(FIELDS)}")
-        name, folder, settings = given.get("method"), given.get("scorer"), given.get("settings") or {}
-        if (name is None) == (folder is None):
-            raise ValueError(f"method is {name!r} and scorer is {folder!r}, expected exactly one of them")
-        try:
-            method = trained(str(folder), **settings) if name is None else get_method(str(name), **settings)
-        except TypeError as error:
-            raise ValueError(f"{name or folder} cannot be made with {settings!r}: {error}") from error
+        settings = given.get("settings", {})
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"settings is {settings!r}, expected names and values")
+        method = chosen(given.get("method"), given.get("scorer"), **settings)
         return cls(method.eval(), given.get("keep"), given.get("count"))
 
     @property

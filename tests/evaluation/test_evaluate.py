@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from crtc import compressed
 from crtc.evaluation import Evaluation
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
 from crtc.evaluation.report import markdown, save, summary
 from crtc.hosts import encode
-from crtc.hosts.dialogue import dialogue, prompts
-from crtc.methods import ClsAttention, KMeans, Method, Random, VisionZip, catalogue, get_method
+from crtc.hosts.dialogue import dialogue, prompt_of, prompts
+from crtc.methods import ClsAttention, FastV, KMeans, Method, Random, VisionZip, catalogue, get_method
 from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Question
@@ -261,6 +262,37 @@ def test_what_a_host_cannot_give_is_skipped_with_a_reason(host: Host, task: Task
 def test_needs_methods_and_counts(host: Host, task: Task, methods: dict[str, Method], counts: list[int]) -> None:
     with pytest.raises(ValueError, match="expected at least one of each"):
         Evaluation(host, task, methods, counts=counts)
+
+
+def test_methods_inside_the_model_spend_no_more(host: Host, task: Task) -> None:
+    """At matched counts; a count that the layers in front of the cut alone exceed has no run."""
+    methods: dict[str, Method] = {"fastv": FastV(), "random": Random()}
+    results = Evaluation(host, Task(task.pictures[:2]), methods, counts=[192, 64], masses=[False]).run()
+    assert {key for key in results.runs if key[2]} == {
+        ("fastv", False, 192),
+        *(("random", False, n) for n in (192, 64)),
+    }
+    assert results.runs["fastv", False, 192].layer_equivalent == (576 + 4 * 96) / 5 == 192
+    assert results.runs["random", False, 64].layer_equivalent == 64
+    assert results.full().layer_equivalent == 576 and results.runs[NO_IMAGE, False, 0].layer_equivalent == 0
+    assert float(results.runs["fastv", False, 192].recall.max()) <= 1
+    table = markdown(results)
+    assert "| - |" in table and "| 192 / - |" in table and "| 192 / 64 |" in table
+    never = Evaluation(host, Task(task.pictures[:2]), methods, counts=[64], masses=[False]).run()
+    assert "fastv" in never.skipped and "in the mean over 5 layers" in never.skipped["fastv"]
+
+
+def test_answers_are_generated_as_they_are_judged(host: Host, task: Task) -> None:
+    """What `compressed` generates inside the model is right exactly where the teacher-forced answer is."""
+    model, processor = host
+    picture = task.pictures[2]
+    results = Evaluation(host, Task([picture]), {"fastv": FastV()}, counts=[160], masses=[False]).run()
+    for number, question in enumerate(picture.questions):
+        inputs = processor(images=picture.image, text=prompt_of(processor, question.text), return_tensors="pt")
+        with compressed(model, FastV(), count=160, mass=False):
+            ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        said = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert (said in question.answers) == bool(results.runs["fastv", False, 160].right[number]), said
 
 
 def test_the_same_method_with_and_without_the_question_is_kept_apart(host: Host, task: Task, tmp_path: Path) -> None:

@@ -48,14 +48,14 @@ def refuse(name: str) -> float:
 def test_every_method_and_count_is_in_the_table(masses: tuple[bool, ...]) -> None:
     results = made_up(masses=masses)
     table = markdown(results)
-    assert "| method | sees question | mass | 64 | 16 | KL at 16 |" in table
+    assert "| method | sees question | mass | 64 | 16 | KL at 16 | tokens read |" in table
     for label in METHODS:
         rows = [
             line for line in table.splitlines() if line.startswith(f"| {label} | {'yes' if AWARE[label] else 'no'} |")
         ]
         assert len(rows) == len(masses)
         for row in rows:
-            assert len(row.split("|")) == 8 and "nan" not in row
+            assert len(row.split("|")) == 9 and "nan" not in row
     assert "tired was skipped: the host sleeps." in table
     assert "**reinforced** minus the best other" in table and "**reinforced blind** minus the best other" in table
     assert "| method | color | count |" in table and "| questions | 4 | 4 |" in table

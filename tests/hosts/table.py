@@ -9,7 +9,7 @@ from crtc import compressed
 from crtc.hosts import default_positions, encode, generate
 from crtc.hosts.mass import check_attention
 from crtc.readme import ROOT
-from crtc.tokens import SIGNALS
+from crtc.tokens import TOWER_SIGNALS
 from tests.hosts.families import BUILDERS, ROWS, VID, Host, build
 from tests.hosts.references import third
 
@@ -55,7 +55,7 @@ def table() -> str:
 def row(host: Host) -> list[str]:
     """Cells of one family."""
     model, inputs = host.model, host.inputs()
-    encoded = encode(model, inputs, SIGNALS)
+    encoded = encode(model, inputs, TOWER_SIGNALS)
     tokens, plan = encoded.tokens, third(encoded.tokens)
     shown = {"video" if picture.token == VID else "image" for picture in host.pictures}
     mass = "yes"

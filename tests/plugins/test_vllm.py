@@ -87,6 +87,8 @@ def test_configuration_makes_the_method() -> None:
         ({"method": "kmeans", "settings": {"seeds": 3}, "count": 9}, "kmeans cannot be made with {'seeds': 3}"),
         ({"method": "kmeans", "count": 9, "mass": True}, r"crtc holds \['mass'\], expected some of method, scorer"),
         ({"method": "mmtok", "count": 9}, "MMTok looks at the question, but vLLM encodes images without"),
+        ({"method": "kmeans", "settings": 3, "count": 9}, "settings is 3, expected names and values"),
+        ({"method": "pact", "count": 9}, "PACT acts inside the language model"),
         ({"method": "reinforced", "count": 9}, 'Reinforced looks .* or "settings": {"question": false}'),
     ],
 )
