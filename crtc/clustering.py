@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from crtc.tokens import DROPPED
 
-Linkage = Literal["average", "single", "complete", "ward"]
+Linkage = Literal["average", "single", "complete"]
 
 
 def k_means(
@@ -150,7 +150,6 @@ def agglomerate(
     valid: Bool[Tensor, "G M"],
     k: Int[Tensor, " G"],
     linkage: Linkage,
-    weight: Float[Tensor, "G M"] | None = None,
 ) -> Int[Tensor, "G M"]:
     """Cluster of every token, named by its first member; one merge a step in every group that has too many.
 
@@ -158,9 +157,7 @@ def agglomerate(
 
     Args:
         linkage: distance of two clusters: "average" over their pairs, "single" for the smallest, "complete" for the
-            largest, "ward" for what the weighted sum of squares within clusters grows by; then `distance` is what it
-            grows by when two tokens are joined, `w_i w_j / (w_i + w_j) |x_i - x_j|^2`.
-        weight: of every token, for "average" and "ward"; one each without.
+            largest.
     """
     places = torch.arange(distance.shape[1], device=distance.device)
     apart = (places != places[:, None]) & valid[:, None] & valid[..., None]
@@ -169,19 +166,15 @@ def agglomerate(
     at = full.masked_fill(places >= places[:, None], torch.inf).argmin(2)
     least = full.gather(2, at[..., None])[..., 0].masked_fill(at >= places, torch.inf)
     label, left = places.expand_as(valid).clone(), valid.sum(1)
-    size = valid.to(distance.dtype) if weight is None else weight.masked_fill(~valid, 0).to(distance.dtype)
+    size = valid.to(distance.dtype)
     while bool((left > k).any()):
         rows = (left > k).nonzero()[:, 0]
         gone = least[rows].argmin(1)
         stays = at[rows, gone]
         mine, other = full[rows, stays], full[rows, gone]
-        one, two = size[rows, stays][:, None], size[rows, gone][:, None]
         if linkage == "average":
-            share = one / (one + two)
+            share = (size[rows, stays] / (size[rows, stays] + size[rows, gone]))[:, None]
             joined = share * mine + (1 - share) * other
-        elif linkage == "ward":  # the update of Lance and Williams (1967)
-            each, both = size[rows], least[rows, gone][:, None]
-            joined = ((one + each) * mine + (two + each) * other - each * both) / (one + two + each)
         else:
             joined = torch.minimum(mine, other) if linkage == "single" else torch.maximum(mine, other)
         joined = joined.masked_fill((places == stays[:, None]) | (places == gone[:, None]), torch.inf)

@@ -1,6 +1,7 @@
 """Reinforced importance, learned: seed, propagate, inhibit, then cluster by it in a learned metric."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crtc import merging
-from crtc.clustering import agglomerate
 from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
 from crtc.greedy import farthest_points
 from crtc.methods.learned import Importance, Learned
@@ -19,6 +19,7 @@ from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
 from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
+from crtc.ward import WardTree, ward_tree
 
 SHIPPED = Path(__file__).parent / "reinforced_glyphs"
 _FROM_TEXT = 4
@@ -87,18 +88,28 @@ class Placed(Importance):
         """The same for `groups` that hold the tokens of these rows again."""
         return Placed(groups, self.logit[rows], self.place[rows], self.temperature)
 
+    @cached_property
+    def tree(self) -> WardTree:
+        """Ward clusters of the places, weighted by importance: one tree for every count."""
+        return ward_tree(self.place.detach(), self._weight().clamp(min=1e-6), self.groups.valid)  # none joins for free
+
     def clusters(self, k: Int[Tensor, " G"], selector: Selector) -> "Clusters":
-        """Anchors, one for each of `k[g]` clusters of every group, and the anchor that every token belongs to."""
+        """Anchors, one for each of `k[g]` clusters of every group, and the anchor that every token belongs to.
+
+        A Ward cluster is anchored by its member nearest to its weighted mean.
+        """
         if selector == "ward":
-            owner = self._joined(k)
+            label = self.tree.cut(k)
+            centre, owner = self._central(label)
             chosen = torch.zeros_like(self.groups.valid).scatter(1, owner, True) & self.groups.valid
         else:
             chosen = self._chosen(k, selector)
         anchors = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(k.max())]
         real = chosen.gather(1, anchors)
-        centre = self.place.gather(1, anchors[..., None].expand(-1, -1, self.place.shape[-1]))
-        square = self.place.square().sum(-1)[:, :, None] + centre.square().sum(-1)[:, None]
-        distance = torch.baddbmm(square, self.place, centre.transpose(1, 2), alpha=-2).clamp(min=0)
+        wide = anchors[..., None].expand(-1, -1, self.place.shape[-1])
+        middle = (centre if selector == "ward" else self.place).gather(1, wide)
+        square = self.place.square().sum(-1)[:, :, None] + middle.square().sum(-1)[:, None]
+        distance = torch.baddbmm(square, self.place, middle.transpose(1, 2), alpha=-2).clamp(min=0)
         if selector == "ward":
             return Clusters(anchors, real, distance, (chosen.cumsum(1) - 1).gather(1, owner).clamp(min=0))
         nearest = distance.detach().masked_fill(~real[:, None], torch.inf).argmin(-1)
@@ -106,34 +117,30 @@ class Placed(Importance):
         nearest.scatter_(1, anchors, torch.where(real, own, nearest.gather(1, anchors)))  # also among exact copies
         return Clusters(anchors, real, distance, nearest)
 
+    def _weight(self) -> Float[Tensor, "G M"]:
+        """Importance, 1 for the most important token of its group."""
+        logit = self.logit.detach().masked_fill(~self.groups.valid, -torch.inf)
+        return (logit - logit.amax(1, keepdim=True)).exp()
+
     def _chosen(self, k: Int[Tensor, " G"], selector: Selector) -> Bool[Tensor, "G M"]:
         """The most important, or farthest points where distance counts as much as importance."""
-        logit = self.logit.detach().masked_fill(~self.groups.valid, -torch.inf)
         if selector == "top_k":
-            return top_k(logit, self.groups.valid, k)
-        weight = (logit - logit.amax(1, keepdim=True)).exp()
-        return farthest_points(self.place.detach(), logit.argmax(1), self.groups.valid, k, weight)
+            return top_k(self.logit.detach(), self.groups.valid, k)
+        weight = self._weight()
+        return farthest_points(self.place.detach(), weight.argmax(1), self.groups.valid, k, weight)
 
-    def _joined(self, k: Int[Tensor, " G"]) -> Int[Tensor, "G M"]:
-        """Weighted Ward clusters: the objective of k-means weighted by importance, from the bottom up.
-
-        A token's owner is the member nearest to the weighted mean of its cluster.
-        """
-        valid, place = self.groups.valid, self.place.detach()
-        logit = self.logit.detach().masked_fill(~valid, -torch.inf)
-        weight = (logit - logit.amax(1, keepdim=True)).exp().clamp(min=1e-6)  # no token is free to join
-        both = weight[:, :, None] * weight[:, None] / (weight[:, :, None] + weight[:, None])
-        label = agglomerate(both * torch.cdist(place, place).square(), valid, k, "ward", weight)
+    def _central(self, label: Int[Tensor, "G M"]) -> tuple[Float[Tensor, "G M Z"], Int[Tensor, "G M"]]:
+        """The weighted mean of every token's cluster, and the member nearest to it."""
+        place, valid, weight = self.place, self.groups.valid, self._weight()
         into = label[..., None].expand_as(place)
-        total = torch.zeros_like(weight).scatter_add(1, label, weight)
-        mean = (
-            torch.zeros_like(place).scatter_add(1, into, weight[..., None] * place) / total.clamp(min=1e-12)[..., None]
-        )
-        away = (place - mean.gather(1, into)).square().sum(-1).masked_fill(~valid, torch.inf)
+        total = torch.zeros_like(weight).scatter_add(1, label, weight).clamp(min=1e-12)
+        mean = torch.zeros_like(place).scatter_add(1, into, weight[..., None] * place) / total[..., None]
+        mean = mean.gather(1, into)
+        away = (place - mean).detach().square().sum(-1).masked_fill(~valid, torch.inf)
         least = torch.full_like(away, torch.inf).scatter_reduce(1, label, away, "amin").gather(1, label)
         order = torch.arange(away.shape[1], device=away.device).expand_as(label)
         near = torch.where(away <= least, order, away.shape[1])
-        return torch.full_like(label, away.shape[1]).scatter_reduce(1, label, near, "amin").gather(1, label)
+        return mean, torch.full_like(label, away.shape[1]).scatter_reduce(1, label, near, "amin").gather(1, label)
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class Clusters:
     Args:
         anchors: the chosen tokens in their order, the last ones filled up where a group has fewer.
         real: which of these are chosen.
-        distance: squared, in the learned metric, from every token to every anchor.
+        distance: squared, in the learned metric, from every token to every anchor, or to the mean of a Ward cluster.
         nearest: the anchor of every token, by its place among the anchors.
     """
 

@@ -56,13 +56,10 @@ def assignment(
 ) -> Gated:
     """Hard clusters forward, soft assignment backward: tokens learn what they would add to each slot.
 
-    Ward's merges take several times as long as the step itself, so a scorer that is deployed with them trains on the
-    clusters around farthest points, which read the same importance and metric.
-
-    `c_j = sum_i A_ij w_i x_i / sum_i A_ij w_i` and mass `sum_i A_ij`, with `A = softmax_j(-d(i, j) / tau)`.
+    `c_j = sum_i A_ij w_i x_i / sum_i A_ij w_i` and mass `sum_i A_ij`, with `A = softmax_j(-d(i, j) / tau)`, where d is
+    the squared distance to the anchor of a slot.
     """
-    selector = scorer.design.selector
-    found = said.clusters(k, "farthest" if selector == "ward" else selector)
+    found = said.clusters(k, scorer.design.selector)
     soft = (-found.distance / said.temperature).masked_fill(~found.real[:, None], -torch.inf).softmax(-1)
     hard = F.one_hot(found.nearest, soft.shape[-1]).to(soft.dtype)
     share = (hard + soft - soft.detach()) * said.groups.valid[..., None]

@@ -89,8 +89,10 @@ class ScorerTraining(lightning.LightningModule):
         questions: asked about each picture.
         learning_rate: of AdamW, after 30 steps of warm-up, falling to zero by a cosine.
         mass: whether the compressed model reads log-sizes.
-        attention_weight: of a second loss, falling to zero until the end: importance is to be spread like the full
-            model's attention to the picture. It tells the scorer early where the question looks; 0 leaves it out.
+        guided_steps: how many of the steps come first and train by attention alone: importance is to be spread like the
+            full model's attention to the picture. It tells where the question looks, which the KL alone is too noisy to
+            teach, and costs no pass through the compressed model.
+        attention_weight: of the same loss beside the KL of the other steps, falling to zero until the end.
         precision: float type of the frozen host.
         calibration_pictures: pictures of the calibration task.
         seed: of weights, pictures, counts and noise.
@@ -114,6 +116,7 @@ class ScorerTraining(lightning.LightningModule):
         questions: int = 8,
         learning_rate: float = 3e-3,
         mass: bool = True,
+        guided_steps: int = 0,
         attention_weight: float = 0.1,
         precision: str = "bfloat16",
         calibration_pictures: int = 20,
@@ -133,6 +136,8 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
+        if not 0 <= guided_steps < steps:
+            raise ValueError(f"guided_steps is {guided_steps}, expected at least 0 and fewer than the {steps} steps")
         if attention_weight < 0:
             raise ValueError(f"attention_weight is {attention_weight}, expected at least 0")
         if precision not in ("float32", "bfloat16", "float16"):
@@ -165,12 +170,12 @@ class ScorerTraining(lightning.LightningModule):
             rows = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
             inputs["mm_encoder_outputs"] = encoder_outputs(rows)
             looks_at = None
-            if self.hparams["attention_weight"] > 0:
+            if self._guided:
                 logits, attended = logits_and_looks(model, inputs, image_of, targets)
             else:
                 logits = shared_logits(model, inputs, image_of, targets)
             encoded = encode(model, inputs, image_of=image_of)
-            if self.hparams["attention_weight"] > 0:
+            if self._guided:
                 tokens = encoded.tokens
                 groups = Groups.of(tokens)
                 looks_at = groups.gather(attended[tokens.sequence, encoded.column]) * groups.valid
@@ -199,26 +204,43 @@ class ScorerTraining(lightning.LightningModule):
         question = bool(random.random() >= self.hparams["blind_share"])
         question = question if question in self.scorer.ways else self.scorer.ways[0]
         pupil = self.prepare(batch)
-        k = torch.full_like(pupil.encoded.tokens.group_sizes, count).minimum(pupil.encoded.tokens.group_sizes)
         said = self.importance(pupil, question)
-        noise = torch.Generator().manual_seed(int(random.integers(2**31)))
-        gate = GATES[self.hparams["gate"]]
-        through = gate(self.scorer, said, pupil.encoded.tokens, k, self.done / self.hparams["steps"], noise)
-        inputs = shorten(pupil.encoded, through.plan, mass=self.hparams["mass"], positions="keep", rows=through.rows)
-        targets = shortened_targets(pupil.encoded, through.plan, pupil.targets)
-        logits, _, _ = answer_logits(self._host[0], inputs, targets)
-        loss = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
-        total: Tensor = loss + through.penalty
+        way = "aware" if question else "blind"
+        guided = self.done < self.hparams["guided_steps"]
+        total = torch.zeros((), device=self.device)
         if pupil.looks_at is not None:
             faint = torch.finfo(said.logit.dtype).min
             share = said.logit.masked_fill(~said.groups.valid, faint).log_softmax(1)
             looks = F.kl_div(share, pupil.looks_at, reduction="batchmean")
-            self.log(f"train/attention_{'aware' if question else 'blind'}", looks.detach())
-            total = total + self.hparams["attention_weight"] * (1 - self.done / self.hparams["steps"]) * looks
+            self.log(f"train/attention_{way}", looks.detach())
+            self.log("attention", looks.detach(), prog_bar=True, logger=False)
+            fading = self.hparams["attention_weight"] * (1 - self.done / self.hparams["steps"])
+            total = total + looks * (1.0 if guided else fading)
+        if not guided:
+            noise = torch.Generator().manual_seed(int(random.integers(2**31)))
+            loss, penalty = self._answers(pupil, said, count, noise)
+            self.log(f"train/kl_{way}_{count}", loss.detach())
+            self.log("kl", loss.detach(), prog_bar=True, logger=False)
+            total = total + loss + penalty
         self.done += 1
-        self.log(f"train/kl_{'aware' if question else 'blind'}_{count}", loss.detach())
-        self.log("kl", loss.detach(), prog_bar=True, logger=False)
         return total
+
+    @property
+    def _guided(self) -> bool:
+        """Whether the rest of the training reads the full model's attention."""
+        return bool(self.done < self.hparams["guided_steps"] or self.hparams["attention_weight"] > 0)
+
+    def _answers(
+        self, pupil: Pupil, said: Importance, count: int, noise: torch.Generator
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | float]:
+        """KL to the full model behind the gate, and the gate's penalty."""
+        tokens = pupil.encoded.tokens
+        k = torch.full_like(tokens.group_sizes, count).minimum(tokens.group_sizes)
+        through = GATES[self.hparams["gate"]](self.scorer, said, tokens, k, self.done / self.hparams["steps"], noise)
+        inputs = shorten(pupil.encoded, through.plan, mass=self.hparams["mass"], positions="keep", rows=through.rows)
+        targets = shortened_targets(pupil.encoded, through.plan, pupil.targets)
+        logits, _, _ = answer_logits(self._host[0], inputs, targets)
+        return F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean"), through.penalty
 
     def validation_step(self, batch: list[Picture], batch_idx: int) -> None:
         """KL and accuracy of the deployed, hard choice at the small counts, in every way in which the scorer works."""

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,14 @@ from crtc.tokens import apply
 from tests.making import make_golden
 
 
-@pytest.mark.parametrize("linkage", ["average", "single", "complete"])
+@pytest.mark.parametrize("linkage", ["average", "single", "complete", "ward"])
 @pytest.mark.parametrize("count", [3, 20, 100])
-def test_equals_scikit_learn(linkage: Linkage, count: int) -> None:
+def test_equals_scikit_learn(linkage: Linkage | Literal["ward"], count: int) -> None:
     tokens = make_golden(6)
     x = tokens.x[tokens.candidates]
-    expected = AgglomerativeClustering(count, metric="cosine", linkage=linkage).fit_predict(x.double().numpy())
+    metric = "euclidean" if linkage == "ward" else "cosine"
+    direction = F.normalize(x.double(), dim=-1).numpy()
+    expected = AgglomerativeClustering(count, metric=metric, linkage=linkage).fit_predict(direction)
     plan = Agglomerative(linkage)(tokens, torch.tensor([count]))
     slot = plan.slot[tokens.candidates].numpy()
     together = slot[:, None] == slot
@@ -29,5 +33,5 @@ def test_equals_scikit_learn(linkage: Linkage, count: int) -> None:
 
 
 def test_refuses_unknown_linkage() -> None:
-    with pytest.raises(ValueError, match="ward"):
-        Agglomerative("ward")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="centroid"):
+        Agglomerative("centroid")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crtc.methods import trainable
 from crtc.methods.reinforced import Placed, Reinforced
+from crtc.selection import top_k
 from crtc.tokens import Plan, Tokens, apply
 from crtc.training.gates import FAINT, GATES, Gate, assignment, mask, noise, pool, scale, soft_top_k
 from tests.making import make_tokens
@@ -22,10 +23,10 @@ def tokens() -> Tokens:
     return make_tokens(GRIDS)
 
 
-@pytest.fixture
-def scorer() -> Reinforced:
+@pytest.fixture(params=["ward", "farthest"])
+def scorer(request: pytest.FixtureRequest) -> Reinforced:
     torch.manual_seed(0)
-    return Reinforced(16, hidden=16, channels=2, metric=4, degree=3, reaches=(1,), selector="farthest")
+    return Reinforced(16, hidden=16, channels=2, metric=4, degree=3, reaches=(1,), selector=request.param)
 
 
 def leaf(said: Placed) -> Placed:
@@ -62,7 +63,9 @@ def test_dropped_tokens_get_gradient(name: str, scorer: Reinforced, tokens: Toke
     read = (rows * torch.randn(rows.shape, generator=random)).sum()  # the language model reads content and mass
     (read + (plan.size * torch.randn(plan.size.shape, generator=random)).sum()).backward()
     assert said.logit.grad is not None
-    chosen = said._chosen(K, "farthest")
+    chosen = top_k(said.logit.detach(), said.groups.valid, K)
+    if name == "assignment":
+        chosen = torch.isin(said.groups.index, plan.kept)
     dropped = said.groups.valid & ~chosen
     assert int(dropped.sum()) == 37 - 11
     assert bool((said.logit.grad[dropped].abs() > 1e-7).all())

@@ -1,22 +1,23 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering
 
-from crtc.clustering import agglomerate
+from crtc.ward import ward_tree
 
 
 def ward(x: torch.Tensor, k: list[int], weight: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    both = weight[:, :, None] * weight[:, None] / (weight[:, :, None] + weight[:, None])
-    return agglomerate(both * torch.cdist(x, x).square(), valid, torch.tensor(k), "ward", weight)
+    return ward_tree(x, weight, valid).cut(torch.tensor(k))
 
 
 def partition(label: torch.Tensor) -> np.ndarray:
     return (label[:, None] == label).numpy()
 
 
-@pytest.mark.parametrize("k", [1, 4, 13, 40])
-def test_ward_equals_scikit_learn(k: int) -> None:
+@pytest.mark.parametrize("k", [1, 4, 13, 39, 40])
+def test_equals_scikit_learn(k: int) -> None:
     x = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     everything = torch.ones(2, 40, dtype=torch.bool)
     label = ward(x, [k, k], torch.ones(2, 40, dtype=torch.float64), everything)
@@ -44,3 +45,24 @@ def test_padding_and_neighbours_in_the_batch_do_not_matter() -> None:
     assert torch.equal(both[1, :11], alone[0])
     assert len(both[0].unique()) == 6 and len(both[1, :11].unique()) == 3
     assert torch.equal(both[1, 11:], torch.arange(11, 20))
+
+
+@given(st.integers(1, 24), st.integers(1, 6), st.integers(0, 2**16))
+def test_every_cut_is_whole_and_inside_the_next(tokens: int, places: int, seed: int) -> None:
+    """Few places for many tokens: copies and equal costs everywhere."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(places, 3, generator=random)[torch.randint(places, (1, tokens), generator=random)]
+    tree = ward_tree(x, torch.rand(1, tokens, generator=random) + 0.01, torch.ones(1, tokens, dtype=torch.bool))
+    finer = torch.arange(tokens)[None]
+    for k in range(tokens, 0, -1):
+        label = tree.cut(torch.tensor([k]))
+        assert len(label.unique()) == k
+        assert torch.equal(label.gather(1, label), label) and bool((label <= torch.arange(tokens)).all())
+        assert torch.equal(label.gather(1, finer), label)
+        finer = label
+
+
+def test_copies_join_first() -> None:
+    x = torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(4)).repeat(1, 64, 1)
+    label = ward(x, [9], torch.ones(1, 576), torch.ones(1, 576, dtype=torch.bool))
+    assert torch.equal(label[0], torch.arange(9).repeat(64))
