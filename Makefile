@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint host lock clean
+.PHONY: help demo test test-lmms-eval lint host lock clean
 
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 VENV := $(ROOT)/.venv
@@ -8,17 +8,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := 2.13.0
+# lmms-eval pins another wandb than ours, so it has an environment of its own.
+LMMS := $(ROOT)/.venv-lmms-eval
 # On small tensors one thread is the fastest.
 export OMP_NUM_THREADS ?= 1
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(ROOT)/Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-15s %s\n", $$1, $$2}' $(ROOT)/Makefile
 
 demo: $(STAMP) ## Train a scorer, compare it with the field on real input, draw, log to W&B offline
 	cd $(ROOT) && env -u OMP_NUM_THREADS $(BIN)/crtc demo
 
 test: lint ## Check style, types and floors, then run the tests
 	cd $(ROOT) && $(BIN)/python -m pytest -q
+
+test-lmms-eval: $(LMMS)/.installed ## Run the lmms-eval plug-in from end to end, in an environment of its own
+	cd $(ROOT) && $(LMMS)/bin/python -m pytest -q -rP tests/plugins/test_lmms_eval.py
 
 lint: $(STAMP) ## Check style, types and floors
 	cd $(ROOT) && $(BIN)/ruff check .
@@ -41,7 +46,7 @@ lock: $(STAMP) ## Make requirements.lock from pyproject.toml
 	} > $(ROOT)/requirements.lock
 
 clean: ## Delete the virtual environment and what the tools left
-	rm -rf $(VENV) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
+	rm -rf $(VENV) $(LMMS) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
 	rm -rf $(ROOT)/.pytest_cache $(ROOT)/.mypy_cache $(ROOT)/.ruff_cache $(ROOT)/.hypothesis $(ROOT)/.import_linter_cache
 	find $(ROOT)/crtc $(ROOT)/tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -51,4 +56,16 @@ $(STAMP): $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r $(ROOT)/requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e $(ROOT)
+	@touch $@
+
+# Versions that decide what a model answers are those of the lock. lmms-eval 0.7 reads a private module of filelock 3.
+# Torchvision from PyPI does not load beside a CPU build of torch; nothing here needs it, and transformers trips over it.
+$(LMMS)/.installed: $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	{ grep -E '^(numpy|pillow|scikit-|scipy|tokenizers|torch|torch-geometric|transformers)[a-z-]*=' $(ROOT)/requirements.lock; \
+	  echo 'filelock<4'; } > $(LMMS)/constraints.txt
+	cd $(ROOT) && $(LMMS)/bin/pip install --quiet --disable-pip-version-check --constraint $(LMMS)/constraints.txt \
+		'lmms-eval==0.7.3' 'pytest>=8.2' -e .
+	$(LMMS)/bin/python -c 'import torchvision' 2> /dev/null || $(LMMS)/bin/pip uninstall --quiet --yes torchvision
+	$(LMMS)/bin/python -c 'import lmms_eval'
 	@touch $@

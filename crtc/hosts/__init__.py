@@ -10,6 +10,7 @@ from crtc.hosts.inside import Cuts as Cuts
 from crtc.hosts.inside import cut_inside as cut_inside
 from crtc.hosts.layers import decoder_layers as decoder_layers
 from crtc.hosts.positions import Positions as Positions
+from crtc.hosts.positions import check_positions as check_positions
 from crtc.hosts.positions import default_positions as default_positions
 from crtc.hosts.prompt import columns as columns
 from crtc.hosts.prompt import encoder_outputs as encoder_outputs

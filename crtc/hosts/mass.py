@@ -2,9 +2,11 @@
 
 Adding log(size) to the logits of a key column makes softmax count it `size` times (ToMe's proportional attention, Bolya
 et al. 2023, carried into the language model). Every layer gets the mask that the model makes itself, causal, sliding,
-chunked or open within an image, as floats with the bias added: stock attention takes it under sdpa and eager.
+chunked or open within an image, as floats with the bias added: stock attention takes it under sdpa and eager, and flex
+attention adds it to the logits inside its fused kernel.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ from crtc.hosts.family import takes_masks_by_kind
 
 ADDITIVE = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose attention reads a mask of logits."""
+IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
+"""Attention that reads a mask of logits."""
 
 
 def other_layers(model: Any) -> list[str]:
@@ -29,9 +33,10 @@ def other_layers(model: Any) -> list[str]:
 def check_attention(model: Any) -> None:
     """Raise `ValueError` unless every layer of the language model takes an additive mask."""
     config = model.get_decoder().config.get_text_config()
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"attention implementation is {config._attn_implementation!r}, mass preservation needs 'sdpa' or 'eager'"
+            f"attention implementation is {config._attn_implementation!r}, "
+            f"mass preservation needs one of {', '.join(IMPLEMENTATIONS)}"
         )
     if other := other_layers(model):
         raise ValueError(
@@ -54,8 +59,8 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
         [B, 1, Q, C], or one by kind of layer where they differ.
 
     Raises:
-        ValueError: when the number of rows is no multiple of the prompts, or the model cannot be given masks that
-            differ by kind of layer.
+        ValueError: when the number of rows is no multiple of the prompts, the mask that `generate` prepared is a block
+            mask, or the model cannot be given masks that differ by kind of layer.
     """
     rows, queries = inputs["input_ids"].shape
     if rows % len(bias):
@@ -65,6 +70,11 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
     if masks is None or (isinstance(masks, Tensor) and masks.ndim == 2):
         masks = _own_masks(model, inputs, masks, dtype)
     kinds = masks if isinstance(masks, dict) else {None: masks}
+    if any(mask is not None and not isinstance(mask, Tensor) for mask in kinds.values()):
+        raise ValueError(
+            "the attention mask was prepared as a block mask, which holds no logits; with flex attention and mass "
+            "expected a cache that grows"
+        )
     repeated = bias.to(dtype).repeat_interleave(rows // len(bias), 0)
     found = {}
     for kind, mask in kinds.items():
@@ -126,8 +136,12 @@ def _own_masks(model: Any, inputs: Mapping[str, Any], mask: Tensor | None, dtype
     rows, queries = inputs["input_ids"].shape
     cache = inputs.get("past_key_values")
     make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
+    config = model.config
+    if config.get_text_config()._attn_implementation == "flex_attention":  # makes masks without logits
+        config = copy.deepcopy(config)
+        config.get_text_config()._attn_implementation = "sdpa"
     return make(
-        config=model.config,
+        config=config,
         inputs_embeds=torch.empty(rows, queries, 0, dtype=dtype, device=inputs["input_ids"].device),
         attention_mask=mask,
         past_key_values=cache,

@@ -50,7 +50,7 @@ class Design:
     width: int
     hidden: int = 64
     channels: int = 8
-    metric: int = 32
+    metric: int = 192
     steps: int = 3
     degree: int = 8
     reaches: tuple[int, ...] = (1, 4)

@@ -1,5 +1,6 @@
 """`crtc fit` and `crtc host`: LightningCLI with progress, checkpoints, exact resume, early stop and a W&B run."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,15 @@ class FitCLI(LightningCLI):
         parser.add_argument("--patience", type=int, default=6, help="validations without gain before stopping early")
 
 
+def _parsed(module: type[lightning.LightningModule], arguments: list[str]) -> FitCLI:
+    with warnings.catch_warnings():  # it takes any arguments in Python for a test
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        return FitCLI(module, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False})
+
+
 def fit(arguments: list[str]) -> None:
     """The command line of `crtc fit`."""
-    cli = FitCLI(
-        ScorerTraining, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False}
-    )
+    cli = _parsed(ScorerTraining, arguments)
     config = cli.config
     done = fit_scorer(cli.model, config.folder, every=config.every, patience=config.patience)
     print(f"wrote the scorer to {done}; `crtc evaluate --scorer {done}` compares it")
@@ -99,7 +104,7 @@ def fit(arguments: list[str]) -> None:
 
 def fit_host(arguments: list[str]) -> None:
     """The command line of `crtc host`: one stage of host training."""
-    cli = FitCLI(HostTraining, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False})
+    cli = _parsed(HostTraining, arguments)
     folder = Path(cli.config.folder)
     trainer = trainer_for(
         folder,

@@ -90,8 +90,9 @@ class ScorerTraining(lightning.LightningModule):
         pictures: per step.
         questions: asked about each picture.
         learning_rate: of AdamW, after 30 steps of warm-up, falling to zero by a cosine.
+        guided_learning_rate: the same of the guided steps, which bear a higher one.
         mass: whether the compressed model reads log-sizes.
-        guided_steps: how many of the steps come first and train by attention alone: importance is to be spread like the
+        guided: share of the steps that come first and train by attention alone: importance is to be spread like the
             full model's attention to the picture. It tells where the question looks, which the KL alone is too noisy to
             teach, and costs no pass through the compressed model.
         attention_weight: of the same loss beside the KL of the other steps, falling to zero until the end.
@@ -113,12 +114,13 @@ class ScorerTraining(lightning.LightningModule):
         gate: str = "assignment",
         counts: Sequence[int] = COUNTS,
         blind_share: float = 0.4,
-        steps: int = 1500,
+        steps: int = 700,
         pictures: int = 6,
         questions: int = 8,
-        learning_rate: float = 3e-3,
+        learning_rate: float = 5e-4,
         mass: bool = True,
-        guided_steps: int = 0,
+        guided: float = 0.5,
+        guided_learning_rate: float = 3e-3,
         attention_weight: float = 0.1,
         precision: str = "bfloat16",
         calibration_pictures: int = 20,
@@ -138,8 +140,8 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
-        if not 0 <= guided_steps < steps:
-            raise ValueError(f"guided_steps is {guided_steps}, expected at least 0 and fewer than the {steps} steps")
+        if not 0 <= guided < 1:
+            raise ValueError(f"guided is {guided}, expected at least 0 and less than 1")
         if attention_weight < 0:
             raise ValueError(f"attention_weight is {attention_weight}, expected at least 0")
         if precision not in ("float32", "bfloat16", "float16"):
@@ -155,6 +157,7 @@ class ScorerTraining(lightning.LightningModule):
         except TypeError as error:
             raise ValueError(f"design is {design}, which {scorer} does not take: {error}") from error
         self.done = 0
+        self.guided_steps = int(guided * steps)
         self.task: Task = JsonLines(data) if data else Glyphs("train", 1_000_000, questions, seed)
         self.calibration_task: Task = (
             JsonLines(calibration) if calibration else Glyphs("calibration", calibration_pictures, 10)
@@ -172,12 +175,12 @@ class ScorerTraining(lightning.LightningModule):
             rows = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
             inputs["mm_encoder_outputs"] = encoder_outputs(rows)
             looks_at = None
-            if self._guided:
+            if self._looks:
                 logits, attended = logits_and_looks(model, inputs, image_of, targets)
             else:
                 logits = shared_logits(model, inputs, image_of, targets)
             encoded = encode(model, inputs, image_of=image_of)
-            if self._guided:
+            if self._looks:
                 tokens = encoded.tokens
                 groups = Groups.of(tokens)
                 looks_at = groups.gather(attended[tokens.sequence, encoded.column]) * groups.valid
@@ -208,7 +211,7 @@ class ScorerTraining(lightning.LightningModule):
         pupil = self.prepare(batch)
         said = self.importance(pupil, question)
         way = "aware" if question else "blind"
-        guided = self.done < self.hparams["guided_steps"]
+        guided = self.done < self.guided_steps
         total = torch.zeros((), device=self.device)
         if pupil.looks_at is not None:
             faint = torch.finfo(said.logit.dtype).min
@@ -228,9 +231,9 @@ class ScorerTraining(lightning.LightningModule):
         return total
 
     @property
-    def _guided(self) -> bool:
+    def _looks(self) -> bool:
         """Whether the rest of the training reads the full model's attention."""
-        return bool(self.done < self.hparams["guided_steps"] or self.hparams["attention_weight"] > 0)
+        return bool(self.done < self.guided_steps or self.hparams["attention_weight"] > 0)
 
     def _answers(
         self, pupil: Pupil, said: Importance, count: int, noise: torch.Generator
@@ -272,12 +275,15 @@ class ScorerTraining(lightning.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine."""
-        optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=self.hparams["learning_rate"], weight_decay=0.01)
-        steps = self.hparams["steps"]
+        """AdamW with warm-up and cosine, first for the guided steps, then for the rest."""
+        rate, first, steps = self.hparams["learning_rate"], self.guided_steps, self.hparams["steps"]
+        optimizer = torch.optim.AdamW(self.scorer.parameters(), lr=rate, weight_decay=0.01)
 
         def scale(step: int) -> float:
-            return min(1.0, (step + 1) / 30) * 0.5 * (1 + float(np.cos(np.pi * min(step / steps, 1.0))))
+            begun, ends = (0, first) if step < first else (first, steps)
+            peak = self.hparams["guided_learning_rate"] / rate if step < first else 1.0
+            done = min((step - begun) / (ends - begun), 1.0)
+            return peak * min(1.0, (step - begun + 1) / 30) * 0.5 * (1 + float(np.cos(np.pi * done)))
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

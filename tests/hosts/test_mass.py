@@ -179,3 +179,20 @@ def test_refusals(make_llava, make_prompts):
     cache = model(input_ids=torch.tensor([[1, 2]])).past_key_values
     with pytest.raises(ValueError, match="past_key_values holds 2 tokens"):
         generate(encoded, plan, mass=True, positions="keep", past_key_values=cache)
+
+
+def test_flex_attention_reads_the_mass(make_llava, make_prompts, monkeypatch):
+    """In the prefill and in every decoding step; uncompiled: the kernel compiled for CPUs crashes on short rows."""
+    monkeypatch.setattr("transformers.integrations.flex_attention.is_torchdynamo_compiling", lambda: True)
+    inputs = make_prompts()
+    said, written = [], []
+    for attention in ("sdpa", "flex_attention"):
+        model = make_llava()
+        model.set_attn_implementation({"text_config": attention})
+        encoded = encode(model, inputs)
+        plan = plan_of(encoded.tokens)
+        with torch.no_grad():
+            said.append(model(**shorten(encoded, plan, mass=True, positions="repack")).logits[:, -1])
+        written.append(generate(encoded, plan, mass=True, positions="repack", max_new_tokens=4))
+    torch.testing.assert_close(*said)
+    assert torch.equal(*written)

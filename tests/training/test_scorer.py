@@ -89,7 +89,7 @@ def test_the_scorer_says_where_it_comes_from(straight: Path, small_host: Path) -
 @pytest.mark.parametrize("gate", ["assignment", "noise"])
 @pytest.mark.parametrize("blind_share", [0.0, 1.0])
 def test_the_host_stays_frozen(small_host: Path, gate: str, blind_share: float) -> None:
-    module = make(small_host, gate=gate, blind_share=blind_share, precision="bfloat16")
+    module = make(small_host, gate=gate, blind_share=blind_share, guided=0.0, precision="bfloat16")
     host = module._host[0]
     before = {name: value.clone() for name, value in host.state_dict().items()}
     loss = module.training_step([module.task[0], module.task[1]], 0)
@@ -102,6 +102,27 @@ def test_the_host_stays_frozen(small_host: Path, gate: str, blind_share: float) 
     assert not host.training
     gradient = module.scorer.head[1].weight.grad
     assert gradient is not None and float(gradient.norm()) > 0
+
+
+def test_guided_steps_follow_attention_alone(small_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make(small_host, guided=0.5, blind_share=0.0, learning_rate=1e-4, guided_learning_rate=3e-3)
+    batch = [module.task[0], module.task[1]]
+    answers, asked = module._answers, []
+    monkeypatch.setattr(module, "_answers", lambda *given: asked.append(module.done) or answers(*given))
+    pupil = module.prepare(batch)
+    said = module.importance(pupil, True)
+    assert pupil.looks_at is not None
+    share = said.logit.masked_fill(~said.groups.valid, -torch.inf).softmax(1)
+    apart = (torch.special.xlogy(pupil.looks_at, pupil.looks_at / share.clamp(min=1e-30))).sum(1).mean()
+    torch.testing.assert_close(module.training_step(batch, 0), apart)
+    for _ in range(3):
+        module.training_step(batch, 0)
+    assert asked == [2, 3]
+    optimizer = module.configure_optimizers()
+    schedule = optimizer["lr_scheduler"]["scheduler"].lr_lambdas[0]  # type: ignore[index,typeddict-item]
+    assert [round(1e-4 * schedule(step), 6) for step in range(4)] == [
+        pytest.approx(rate, abs=1e-6) for rate in (1e-4, 1e-4, 1e-4 / 30, 1e-4 / 30)
+    ]
 
 
 def test_what_is_found_once_per_picture_is_what_every_row_finds(small_host: Path) -> None:
@@ -173,6 +194,7 @@ def test_the_same_step_draws_the_same_pictures() -> None:
         ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl"),
         ({"precision": "float3"}, "'float3'"),
         ({"steps": 0}, "steps is 0"),
+        ({"guided": 1.0}, "guided is 1.0"),
         ({"scorer": "kmeans"}, "scorer is 'kmeans', expected one of .*reinforced"),
         ({"scorer": "learn_pruner", "design": {}}, "gate is 'assignment' and learn_pruner does not cluster"),
         ({"scorer": "learn_pruner", "gate": "mask"}, "degree.*learn_pruner does not take"),

@@ -1,0 +1,45 @@
+"""Any image-text model of transformers with its processor, ready to answer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from crtc.hosts.embedded import EMBEDDED
+from crtc.hosts.family import check_model
+
+
+def load_stock(
+    name: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    attention: str = "sdpa",
+) -> tuple[Any, Any]:
+    """A model and its processor, which pads on the left as `generate` wants it.
+
+    Args:
+        name: "embedded", a folder, or an id of the Hugging Face hub.
+        dtype: of the weights.
+        device: of the weights.
+        attention: implementation of attention.
+
+    Raises:
+        ValueError: if it cannot be loaded, its visual tokens cannot be compressed, or it has no chat template.
+    """
+    path = EMBEDDED if name == "embedded" else name
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ValueError(f"model {str(name)!r} cannot be loaded: {error}") from error
+    check_model(model)
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(f"model {str(name)!r} has no chat template, expected a model that answers dialogues")
+    processor.tokenizer.padding_side = "left"
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
