@@ -24,6 +24,7 @@ from crtc.evaluation.drawing import curves
 from crtc.evaluation.report import markdown, save
 from crtc.hosts.embedded import image_tokens, load_host
 from crtc.methods import Method, catalogue, get_method, golden, trained
+from crtc.methods.inside import DEPTH
 from crtc.showing import answer, overlays
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
@@ -231,17 +232,16 @@ def show(number: int = 0, split: Split = "test", output: str = "scene.png") -> N
 
 
 def methods(markdown: bool = False) -> None:
-    """List the methods with family, needs, and source.
+    """List the methods with family, needs, where they act, and source.
 
     Args:
         markdown: as the table of the README, which says as well how faithful each is to what was published.
     """
-    rows: list[tuple[str, ...]] = [("method", "family", "sees question", "needs", "source")]
+    rows: list[tuple[str, ...]] = [("method", "family", "sees question", "needs", "acts", "source")]
     for name, kind in catalogue().items():
         one = kind.for_width(8)
-        rows.append(
-            (name, one.family, "yes" if one.question_aware else "no", ", ".join(sorted(one.needs)) or "-", one.source)
-        )
+        aware, needs = "yes" if one.question_aware else "no", ", ".join(sorted(one.needs)) or "-"
+        rows.append((name, one.family, aware, needs, _acts(one), one.source))
     if markdown:
         rows = [(*row, *more) for row, more in zip(rows, _fidelity(), strict=True)]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -250,6 +250,12 @@ def methods(markdown: bool = False) -> None:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     print("\n".join(lines))
+
+
+def _acts(method: Method) -> str:
+    """Where a method acts here, in a language model of the depth that papers speak of."""
+    cuts = method.cuts(DEPTH)
+    return f"inside, layer {', '.join(map(str, cuts))} of {DEPTH}" if cuts else "before"
 
 
 def _fidelity() -> list[tuple[str, ...]]:

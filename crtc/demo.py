@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ def scorers(folders: Sequence[Path | str]) -> dict[str, Method]:
         name = next(name for name, entry in trainable().items() if entry is kind)
         note = str(folder) if f"{name} (given)" in rows else "given"
         for way in kind.ways:
-            settings = {"question": way} if len(kind.ways) > 1 else {}
+            settings: dict[str, Any] = {"question": way} if len(kind.ways) > 1 else {}
             label = name if way is kind.ways[0] else f"{name} {'aware' if way else 'blind'}"
             rows[f"{label} ({note})"] = trained(folder, **settings)
     return rows

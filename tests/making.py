@@ -134,7 +134,10 @@ def make_golden(seed: int, *, rows: int = 12, columns: int = 12, channels: int =
     image, text = draw(num, channels) + 0.7 * lift, draw(num_text, channels) + 0.3 * lift
     features, keys = draw(num, channels) + 0.7 * draw(channels), draw(num, channels) + 0.7 * draw(channels)
     attention, received = draw(num).mul(1.5).softmax(0), draw(num).mul(1.5).softmax(0)
-    shallow = draw(num).mul(1.5).softmax(0)  # drawn last, so that what came before it stays as it was
+    shallow = draw(num).mul(1.5).softmax(0)  # drawn late, so that what came before it stays as it was
+    heads = {name: draw(num + num_text, 4, 16) for name in ("layer_queries", "plain_queries")}
+    heads |= {name: draw(num + num_text, 2, 16) + 0.7 * draw(2, 16) for name in ("layer_keys", "plain_keys")}
+    states, embeddings = draw(num + num_text, channels), 0.2 * draw(num + num_text, channels)
     empty = torch.zeros(num_text)
     cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(rows), torch.arange(columns))
     return Tokens(
@@ -149,5 +152,8 @@ def make_golden(seed: int, *, rows: int = 12, columns: int = 12, channels: int =
             shallow_attention=torch.cat([shallow, empty]),
             keys=torch.cat([keys, torch.zeros(num_text, channels)]),
             features=torch.cat([features, torch.zeros(num_text, channels)]),
+            normed_states=states,
+            embeddings=embeddings,
+            **heads,
         ),
     )

@@ -46,20 +46,21 @@ def test_methods(capsys: Output) -> None:
     main(["methods"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(catalogue())
-    assert lines[0].split() == ["method", "family", "sees", "question", "needs", "source"]
+    assert lines[0].split() == ["method", "family", "sees", "question", "needs", "acts", "source"]
 
 
 def test_methods_as_markdown(capsys: Output) -> None:
     main(["methods", "--markdown", "true"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "|---" * 9 + "|"
+    assert lines[1] == "|---" * 10 + "|"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[0] for row in cells[2:]] == list(catalogue())
-    assert all(len(row) == 9 for row in cells)
-    rows = {row[0]: row[5:] for row in cells[2:]}
-    assert rows["tome"][:3] == ["in the encoder", "CC-BY-NC-4.0", "yes"]
-    assert rows["random"] == ["after the projector", "-", "no", "-"]
-    assert rows["div_prune"][3].startswith("distances in float32; ties go to the earlier token")
+    assert all(len(row) == 10 for row in cells)
+    rows = {row[0]: [row[4], *row[6:]] for row in cells[2:]}
+    assert rows["tome"][:4] == ["before", "in the encoder", "CC-BY-NC-4.0", "yes"]
+    assert rows["pyramid_drop"][:4] == ["inside, layer 8, 16, 24 of 32", "in the language model", "MIT", "yes"]
+    assert rows["random"] == ["before", "after the projector", "-", "no", "-"]
+    assert rows["div_prune"][4].startswith("distances in float32; ties go to the earlier token")
 
 
 def test_show(tmp_path: Path, capsys: Output) -> None:

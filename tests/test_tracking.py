@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,19 @@ from wandb.proto.wandb_internal_pb2 import Record
 from crtc.tracking import log_evaluation, log_folder, mode, track
 
 HEADER, BLOCK = 7, 32768
+
+
+def written(folder: Path, *, seconds: float = 60) -> list[Record]:
+    """All records of the only run under a folder, once the last of them, its exit, stands in the file: W&B writes it
+    from a process of its own, which on a busy machine is behind.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        found = list(records(folder))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < end, f"no exit among {[record.WhichOneof('record_type') for record in found]}"
+        time.sleep(0.2)
 
 
 def records(folder: Path) -> Iterator[Record]:
@@ -68,7 +82,7 @@ def test_a_run_without_an_account_keeps_everything(tmp_path: Path) -> None:
     with track("evaluate", {"task": "made-up", "counts": [64, 16], "machine": {"device": "abacus"}}, tmp_path) as run:
         log_evaluation(run, {"rows": rows}, {"curves": tmp_path / "curves.png"})
         log_folder(run, tmp_path / "scorer", "scorer", "scorer")
-    found = list(records(tmp_path))
+    found = written(tmp_path)
     (started,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     config = values(started.config.update)
     assert started.project == "crtc" and started.job_type == "evaluate"

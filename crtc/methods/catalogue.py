@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from crtc.methods.learned import Learned, method_in
+from crtc.methods.learned import FILES, Learned, method_in
 from crtc.methods.method import Method
+from crtc.methods.sharing import local_folder
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "methods" / "golden"
 
@@ -63,22 +64,24 @@ def unready() -> dict[str, str]:
     return {name: kind.unready for name, kind in catalogue().items() if kind.unready}
 
 
-def trained(folder: Path | str, **settings: Any) -> Learned:
-    """The learned method whose weights a folder holds.
+def trained(source: Path | str, *, revision: str | None = None, **settings: Any) -> Learned:
+    """The learned method whose weights a folder, or a repository of the hub, holds.
 
     Args:
-        folder: as `Learned.save_pretrained` and `crtc fit` write it.
+        source: a folder as `Learned.save_pretrained` and `crtc fit` write it, or a hub id where there is no folder.
+        revision: branch, tag or commit on the hub.
         settings: what the method takes beside its weights.
 
     Raises:
-        ValueError: if the folder cannot be read, or its method is not in the catalogue.
+        ValueError: if the weights cannot be had or read, or their method is not in the catalogue.
     """
+    folder = local_folder(source, FILES, revision)
     name = method_in(folder)
     for kind in trainable().values():
         if kind.__name__ == name:
             return kind.from_pretrained(folder, **settings)
     raise ValueError(
-        f"{folder} holds a {name!r}, expected one of {', '.join(k.__name__ for k in trainable().values())}"
+        f"{source} holds a {name!r}, expected one of {', '.join(k.__name__ for k in trainable().values())}"
     )
 
 

@@ -31,6 +31,7 @@ class DART(InsideMethod):
     """
 
     source = "DART, arXiv 2502.11494"
+    licence = "Apache-2.0"
     family = "diversity"
     needs = frozenset({"layer_keys", "normed_states"})
     question_aware = True

@@ -27,6 +27,7 @@ class FastV(InsideMethod, ScoreMethod):
     """
 
     source = "FastV, arXiv 2403.06764"
+    licence = "none given"
     family = "saliency"
     needs = frozenset({"layer_queries", "layer_keys"})
     question_aware = True

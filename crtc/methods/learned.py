@@ -2,9 +2,10 @@
 
 import inspect
 import json
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,11 +16,16 @@ from torch import Tensor
 
 from crtc.graph.neighbors import Neighbors
 from crtc.merging import give_mass
+from crtc.methods.card import card
 from crtc.methods.method import ScoreMethod, keep_all
+from crtc.methods.origin import Origin
+from crtc.methods.sharing import local_folder, push
 from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
+FILES = [_CONFIG, _WEIGHTS]
+"""What makes a scorer, in a folder or on the hub."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Learned(ScoreMethod):
     clusters: ClassVar[bool] = False
     """Whether tokens are assigned in a learned metric, which training by assignment needs."""
     unready = "no weights ship for it, `crtc fit` trains them"
+    origin: Origin | None = None
+    """Where the weights come from, if that is known; training and reading set it, saving writes it."""
 
     def __init__(self, width: int, **design: Any):
         super().__init__()
@@ -117,38 +125,70 @@ class Learned(ScoreMethod):
     def check_width(self, tokens: Tokens, width: int) -> None:
         """Raise `ValueError` unless the tokens have `width` channels."""
         if tokens.x.shape[1] != width:
+            of = f", {self.origin.host}" if self.origin else ""
             raise ValueError(
-                f"tokens have {tokens.x.shape[1]} channels, this scorer was trained on a host with {width}"
+                f"tokens have {tokens.x.shape[1]} channels, this scorer was trained on a host with {width}{of}"
             )
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `config.json`, which names the method, and `model.safetensors`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"method": type(self).__name__, "design": self.made_of()}
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
-
-    @classmethod
-    def from_pretrained(cls, folder: Path | str, **settings: Any) -> Self:
-        """Read what `save_pretrained` wrote.
+    def save_pretrained(self, folder: Path | str, *, name: str | None = None) -> None:
+        """Write `config.json`, which names the method, `model.safetensors`, and a model card `README.md`.
 
         Args:
-            folder: of the files.
+            folder: to write into.
+            name: under which the card tells readers to find it; the folder's without.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        design = self.made_of()
+        config = {"method": type(self).__name__, "design": design}
+        if self.origin is not None:
+            config["origin"] = asdict(self.origin)
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / _CARD).write_text(card(type(self), design["width"], design, self.origin, name or folder.name))
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, message: str = "Scorer of visual tokens") -> str:
+        """Upload what `save_pretrained` writes, with the account that `hf auth login` or HF_TOKEN names.
+
+        Args:
+            repo: hub id, such as "owner/name"; made where there is none.
+            private: whether a repository that is made is shown to its owner alone.
+            message: of the commit.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ValueError: if `repo` is no hub id.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repo)
+            return push(Path(folder), repo, private=private, message=message)
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, revision: str | None = None, **settings: Any) -> Self:
+        """Read what `save_pretrained` or `push_to_hub` wrote.
+
+        Args:
+            source: the folder, or a hub id where there is no such folder.
+            revision: branch, tag or commit on the hub.
             settings: of the constructor that are no part of the network.
 
         Raises:
-            ValueError: if a file is missing or damaged, is of another method, or the weights do not fit the design.
+            ValueError: if a file is missing or damaged, is of another method, the weights do not fit the design, or the
+                hub does not give them.
         """
-        folder = Path(folder)
+        folder = local_folder(source, FILES, revision)
         name = method_in(folder)
         if name != cls.__name__:
-            raise ValueError(f"{folder} holds a {name}, expected a {cls.__name__}")
+            raise ValueError(f"{source} holds a {name}, expected a {cls.__name__}")
         try:
-            scorer = cls(**settings, **json.loads((folder / _CONFIG).read_text())["design"])
+            config = json.loads((folder / _CONFIG).read_text())
+            scorer = cls(**settings, **config["design"])
+            scorer.origin = Origin(**config["origin"]) if "origin" in config else None
             scorer.load_state_dict(load_file(folder / _WEIGHTS))
         except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{folder} holds no readable scorer: {error}") from error
+            raise ValueError(f"{source} holds no readable scorer: {error}") from error
         return scorer.eval()
 
 

@@ -17,6 +17,7 @@ class PyramidDrop(InsideMethod, ScoreMethod):
     """
 
     source = "PyramidDrop, arXiv 2410.17247"
+    licence = "MIT"
     family = "saliency"
     needs = frozenset({"layer_queries", "layer_keys"})
     question_aware = True

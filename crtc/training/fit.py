@@ -71,7 +71,7 @@ def fit_scorer(
     trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
     best = torch.load(folder / f"{BEST}.ckpt", weights_only=False, map_location="cpu")
     module.load_state_dict(best["state_dict"])
-    module.export(done)
+    module.export(done, best.get("calibration"))
     if track and isinstance(trainer.logger, WandbLogger):
         tracking.log_folder(trainer.logger.experiment, done, "scorer", "scorer")
         trainer.logger.experiment.finish()

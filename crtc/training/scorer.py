@@ -30,11 +30,13 @@ from crtc.hosts.dialogue import (
 from crtc.hosts.embedded import load_host
 from crtc.methods import trainable
 from crtc.methods.learned import Importance, Learned
+from crtc.methods.origin import Origin
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.tokens import Groups, Tokens
 from crtc.training.gates import GATES
 
 COUNTS = (192, 128, 64, 32, 16)
+_CALIBRATION = "calibration/"
 
 
 @dataclass(frozen=True)
@@ -302,15 +304,31 @@ class ScorerTraining(lightning.LightningModule):
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of batches seen."""
+        """Keep the number of batches seen, and the last figures of the calibration split."""
         checkpoint["done"] = self.done
+        checkpoint["calibration"] = {
+            name.removeprefix(_CALIBRATION): float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith(_CALIBRATION)
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the next batch."""
         self.done = checkpoint["done"]
 
-    def export(self, folder: Path | str) -> None:
-        """Save the scorer as `crtc.methods.trained` reads it."""
+    def export(self, folder: Path | str, calibration: dict[str, float] | None = None) -> None:
+        """Save the scorer as `crtc.methods.trained` reads it, with what is known of its training.
+
+        Args:
+            folder: to write into.
+            calibration: figures of the calibration split, as `Origin` holds them.
+        """
+        given: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in self.hparams.items()
+        }
+        for name in ("host", "data", "calibration"):  # folders of this machine say nothing elsewhere
+            given[name] = Path(given[name]).name if given[name] and Path(given[name]).exists() else given[name]
+        self.scorer.origin = Origin(given.pop("host"), given, calibration or {})
         self.scorer.save_pretrained(folder)
 
 

@@ -8,7 +8,7 @@ from crtc.hosts import columns, encode, generate, shorten
 from crtc.merging import make_plan
 from crtc.methods import Random
 from crtc.methods.method import keep_all
-from crtc.tokens import DROPPED, SIGNALS, Groups, Plan, apply
+from crtc.tokens import DROPPED, TOWER_SIGNALS, Groups, Plan, apply
 
 IMAGE_ID = 90
 POSITIONS = ["repack", "keep"]
@@ -48,7 +48,7 @@ def test_tokens_lie_as_in_the_prompt(make_llava, make_prompts):
 @pytest.mark.parametrize("feature_layer", [-2, -1, 1])
 def test_signals_equal_eager_attentions(make_llava, make_prompts, feature_layer):
     inputs = make_prompts()
-    tokens = encode(make_llava(feature_layer=feature_layer), inputs, SIGNALS).tokens
+    tokens = encode(make_llava(feature_layer=feature_layer), inputs, TOWER_SIGNALS).tokens
     eager = make_llava(attention="eager", feature_layer=feature_layer)
     tower = eager.model.vision_tower(inputs["pixel_values"], output_attentions=True, output_hidden_states=True)
     layer = (feature_layer if feature_layer > 0 else 4 + feature_layer) - 1
@@ -68,13 +68,13 @@ def test_signals_equal_eager_attentions(make_llava, make_prompts, feature_layer)
     torch.testing.assert_close(
         signals.keys[inside], keys.unflatten(-1, (2, 8)).mean(2).flatten(0, 1), atol=1e-5, rtol=0
     )
-    for name in SIGNALS:
+    for name in TOWER_SIGNALS:
         assert not getattr(signals, name)[~inside].any()
 
 
 def test_tower_without_cls(make_llava, make_prompts):
     model = make_llava(tower="siglip", strategy="full", feature_layer=-1)
-    signals = encode(model, make_prompts(), SIGNALS).tokens.signals
+    signals = encode(model, make_prompts(), TOWER_SIGNALS).tokens.signals
     assert signals.present == {"received_attention", "shallow_attention", "keys", "features"}
     assert signals.received_attention.view(-1)[3:12].sum().item() == pytest.approx(1, abs=1e-5)
 
@@ -91,9 +91,9 @@ def test_one_image_for_many_prompts(make_llava, make_prompts):
     shared = {**inputs, "pixel_values": inputs["pixel_values"][:2]}
     repeated = {**inputs, "pixel_values": inputs["pixel_values"][[1, 0, 1]]}
     image_of = torch.tensor([1, 0, 1])
-    ours, theirs = encode(model, shared, SIGNALS, image_of).tokens, encode(model, repeated, SIGNALS).tokens
+    ours, theirs = encode(model, shared, TOWER_SIGNALS, image_of).tokens, encode(model, repeated, TOWER_SIGNALS).tokens
     torch.testing.assert_close(ours.x, theirs.x)
-    for name in SIGNALS:
+    for name in TOWER_SIGNALS:
         torch.testing.assert_close(getattr(ours.signals, name), getattr(theirs.signals, name))
     with pytest.raises(ValueError, match="image_of is"):
         encode(model, shared, image_of=torch.tensor([1, 0, 2]))
@@ -103,7 +103,7 @@ def test_encoded_images_are_taken(make_llava, make_prompts):
     model, inputs = make_llava(), make_prompts()
     output = model.model.get_image_features(inputs["pixel_values"])
     given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    tokens = encode(model, {**given, "mm_encoder_outputs": {"image": output}}, SIGNALS).tokens
+    tokens = encode(model, {**given, "mm_encoder_outputs": {"image": output}}, TOWER_SIGNALS).tokens
     assert torch.equal(tokens.x, encode(model, inputs).tokens.x) and not tokens.signals.present
 
 
@@ -281,10 +281,10 @@ def test_hooks_go_after_an_exception(make_llava, make_prompts):
 
     encode(model, inputs)  # the stock tower keeps hooks of its own from its first run on
     before = count()
-    encode(model, inputs, SIGNALS)
+    encode(model, inputs, TOWER_SIGNALS)
     assert count() == before
     with pytest.raises(RuntimeError):
-        encode(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :2]}, SIGNALS)
+        encode(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :2]}, TOWER_SIGNALS)
     assert count() == before
 
 

@@ -76,6 +76,16 @@ def test_checkpoints_hold_the_scorer_alone(straight: Path) -> None:
     assert scorer.design.width == 32 and scorer.design.reaches == (1,)
 
 
+def test_the_scorer_says_where_it_comes_from(straight: Path, small_host: Path) -> None:
+    origin = Reinforced.from_pretrained(straight / "scorer").origin
+    best = torch.load(straight / "best.ckpt", weights_only=False)
+    assert origin is not None and origin.host == small_host.name
+    assert origin.settings["steps"] == 4 and origin.settings["design"] == DESIGN
+    assert origin.calibration == best["calibration"]
+    assert {"kl", "kl_aware_8", "kl_blind_8", "accuracy_aware_8", "accuracy_blind_8"} <= set(origin.calibration)
+    assert str(small_host.parent) not in (straight / "scorer" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("gate", ["assignment", "noise"])
 @pytest.mark.parametrize("blind_share", [0.0, 1.0])
 def test_the_host_stays_frozen(small_host: Path, gate: str, blind_share: float) -> None:
