@@ -276,7 +276,7 @@ def _open(path: str) -> Image.Image:
 
 
 def _spelled_out(given: list[str]) -> list[str]:
-    """`methods --markdown`, and `ablate a.yaml b.yaml ...` as a shell expands a pattern, in the form of every option."""
+    """`methods --markdown`, and `ablate a.yaml b.yaml ...` as a shell expands a pattern, in the form of options."""
     if given[0] == "methods":
         return ["--markdown=true" if word == "--markdown" else word for word in given]
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), given[1:])) if given[0] == "ablate" else []
