@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lmms-eval lint host lock clean
+.PHONY: help demo test test-lmms-eval test-versions lint host lock clean
 
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 VENV := $(ROOT)/.venv
@@ -25,6 +25,9 @@ test: lint ## Check style, types and floors, then run the tests
 test-lmms-eval: $(LMMS)/.installed ## Run the lmms-eval plug-in from end to end, in an environment of its own
 	cd $(ROOT) && $(LMMS)/bin/python -m pytest -q -rP tests/plugins/test_lmms_eval.py
 
+test-versions: $(STAMP) ## Run the tests of hosts on the oldest and the newest transformers, in environments of their own
+	cd $(ROOT) && $(BIN)/python -m tests.hosts.versions
+
 lint: $(STAMP) ## Check style, types and floors
 	cd $(ROOT) && $(BIN)/ruff check .
 	cd $(ROOT) && $(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ lock: $(STAMP) ## Make requirements.lock from pyproject.toml
 	} > $(ROOT)/requirements.lock
 
 clean: ## Delete the virtual environment and what the tools left
-	rm -rf $(VENV) $(LMMS) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
+	rm -rf $(VENV) $(ROOT)/.venv-versions $(LMMS) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
 	rm -rf $(ROOT)/.pytest_cache $(ROOT)/.mypy_cache $(ROOT)/.ruff_cache $(ROOT)/.hypothesis $(ROOT)/.import_linter_cache
 	find $(ROOT)/crtc $(ROOT)/tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
