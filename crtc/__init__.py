@@ -1,11 +1,28 @@
 """crtc: multimodal language models with fewer tokens, without losing what the tokens say."""
 
-from crtc.compression import compress as compress
-from crtc.compression import compressed as compressed
-from crtc.methods import catalogue as catalogue
-from crtc.methods import get_method as get_method
-from crtc.tokens import Plan as Plan
-from crtc.tokens import Tokens as Tokens
-from crtc.tokens import apply as apply
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from crtc.compression import compress as compress
+    from crtc.compression import compressed as compressed
+    from crtc.methods.catalogue import catalogue as catalogue
+    from crtc.methods.catalogue import get_method as get_method
+    from crtc.tokens import Plan as Plan
+    from crtc.tokens import Tokens as Tokens
+    from crtc.tokens import apply as apply
+else:
+    _HOMES = {
+        "crtc.compression": ("compress", "compressed"),
+        "crtc.methods.catalogue": ("catalogue", "get_method"),
+        "crtc.tokens": ("Plan", "Tokens", "apply"),
+    }
+
+    def __getattr__(name: str) -> Any:
+        """Imported when asked for: vLLM loads the plug-in in all its processes, whatever they serve."""
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(home), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -275,8 +275,10 @@ def _open(path: str) -> Image.Image:
         raise ValueError(f"image {path!r} cannot be read: {error}") from error
 
 
-def _files_as_option(given: list[str]) -> list[str]:
-    """`ablate a.yaml b.yaml ...`, as a shell expands a pattern, in the form of every other option."""
+def _spelled_out(given: list[str]) -> list[str]:
+    """`methods --markdown`, and `ablate a.yaml b.yaml ...` as a shell expands a pattern, in the form of options."""
+    if given[0] == "methods":
+        return ["--markdown=true" if word == "--markdown" else word for word in given]
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), given[1:])) if given[0] == "ablate" else []
     if not files:
         return given
@@ -305,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print("  fit       Train a scorer through a frozen host (LightningCLI; `crtc fit --help`).")
                 print("  host      Train the embedded host anew, one stage (LightningCLI; `crtc host --help`).")
                 return
-            auto_cli(list(COMMANDS), args=_files_as_option(given), as_positional=False)
+            auto_cli(list(COMMANDS), args=_spelled_out(given), as_positional=False)
     except (ValueError, OSError) as error:
         print(f"crtc: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,8 +9,24 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from crtc.cli import methods
+from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE
 
 ROOT = Path(__file__).parent.parent
+SHOWN = (
+    *(ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"),
+    *(
+        "sparsevlm",
+        "tome",
+        "vision_zip",
+        "kmeans",
+        "dpc_knn",
+        "agglomerative",
+        "div_prune",
+        "maximal_marginal_relevance",
+    ),
+    *("scope", "cdpruner", "mmtok", "gprune", "personalized_page_rank", "reinforced", "reinforced blind"),
+)
+"""Rows of the README's table; the file that it is cut from has all."""
 
 
 def blocks() -> dict[str, str]:
@@ -27,10 +43,20 @@ def blocks() -> dict[str, str]:
     for name, file in tables.items():
         if (ROOT / file).exists():
             found[name] = (ROOT / file).read_text()
+    if "retention" in found:
+        found["retention"] = cut(found["retention"])
     card = ROOT / "results/test/results.json"
     if card.exists():
         found["host"] = host_card(json.loads(card.read_text()))
     return found
+
+
+def cut(table: str) -> str:
+    """The retention table up to the margins, of the methods that the README shows."""
+    lines = table.partition("\nAt ")[0].splitlines()
+    results = [line for line in lines if line.count("|") > 4]
+    shown = [line for line in results[2:] if line.split("|")[1].strip(" *") in SHOWN]
+    return "\n".join(line for line in lines if line not in results[2:] or line in shown)
 
 
 def host_card(summary: dict[str, object]) -> str:

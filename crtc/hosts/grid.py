@@ -78,13 +78,19 @@ def _shape(inputs: Mapping[str, Any], unit: int) -> Sequence[int]:
 def _clip(length: int, frames: int, shape: Sequence[int]) -> Int[Tensor, "L 3"]:
     if length % frames:
         return torch.full((length, 3), -1)
-    place = _frame(length // frames, shape).repeat(frames, 1)
+    place = frame(length // frames, shape).repeat(frames, 1)
     time = torch.arange(frames).repeat_interleave(length // frames)
     place[:, 0] = time.where(place[:, 1] >= 0, -1)
     return place
 
 
-def _frame(length: int, shape: Sequence[int]) -> Int[Tensor, "L 3"]:
+def frame(length: int, shape: Sequence[int]) -> Int[Tensor, "L 3"]:
+    """Places of one picture's tokens that lie row by row; -1 for a leading [CLS], or everywhere if no grid fits.
+
+    Args:
+        length: number of tokens.
+        shape: height and width of the picture in any unit.
+    """
     for leading in (0, 1):
         rows = round(((length - leading) * shape[0] / shape[1]) ** 0.5)
         columns = (length - leading) // max(rows, 1)

@@ -4,6 +4,7 @@ import inspect
 import json
 import tempfile
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,7 +17,7 @@ from torch import Tensor
 from crtc.graph.neighbors import Neighbors
 from crtc.merging import give_mass
 from crtc.methods.card import card
-from crtc.methods.method import ScoreMethod
+from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.origin import Origin
 from crtc.methods.sharing import local_folder, push
 from crtc.selection import top_k
@@ -94,6 +95,20 @@ class Learned(ScoreMethod):
         said = self.importance(tokens)
         inside = said.groups.valid
         return said.logit.new_zeros(len(tokens)).index_put((said.groups.index[inside],), said.logit[inside])
+
+    def planner(self, tokens: Tokens) -> Callable[[Int[Tensor, " G"]], Plan]:
+        """Plans at any counts, for which the network runs once."""
+        said = self.importance(tokens)
+        self.settle(said)
+
+        def plan(k: Int[Tensor, " G"]) -> Plan:
+            self.check(tokens, k)
+            return keep_all(tokens) if bool((k == tokens.group_sizes).all()) else self.plan_from(said, tokens, k)
+
+        return plan
+
+    def settle(self, said: Any) -> None:
+        """Compute what plans of all counts read from an importance, and what it keeps for them."""
 
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """The plan that the importance of the tokens leads to."""

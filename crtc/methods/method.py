@@ -3,6 +3,8 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 from jaxtyping import Float, Int
@@ -50,15 +52,23 @@ class Method(nn.Module, ABC):
             ValueError: if a group cannot give `k[g]` tokens, or a needed signal is missing.
         """
 
+    def planner(self, tokens: Tokens) -> Callable[[Int[Tensor, " G"]], Plan]:
+        """Plans of the same tokens at any counts; a method that can do so computes once what these share."""
+        return partial(self, tokens)
+
     def forward(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Check the request, then plan."""
+        self.check(tokens, k)
+        if bool((k == tokens.group_sizes).all()):
+            return keep_all(tokens)
+        return self.plan(tokens, k)
+
+    def check(self, tokens: Tokens, k: Int[Tensor, " G"]) -> None:
+        """Raise `ValueError` if a group cannot give `k[g]` tokens, or a needed signal is missing."""
         counts.check(k, tokens.group_sizes)
         missing = self.missing(tokens)
         if missing:
             raise ValueError(f"{type(self).__name__} needs {', '.join(sorted(missing))}, which these tokens lack")
-        if bool((k == tokens.group_sizes).all()):
-            return keep_all(tokens)
-        return self.plan(tokens, k)
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         """Layers of a language model of that depth in front of which the method plans; none if before all of them."""

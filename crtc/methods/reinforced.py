@@ -262,6 +262,11 @@ class Reinforced(Learned):
             logit = groups.gather(inhibit(flat, neighbors, F.softplus(self.gain), self.threshold))
         return Placed(groups, logit, place, self.log_temperature.exp())
 
+    def settle(self, said: Placed) -> None:
+        """Grow the tree that all counts cut."""
+        if self.design.selector == "ward":
+            _ = said.tree
+
     def plan_from(self, said: Placed, tokens: Tokens, k: Int[Tensor, " G"], clusters: Clusters | None = None) -> Plan:
         """Cluster and merge, weighted by importance; `clusters` saves finding them again."""
         found = said.clusters(k, self.design.selector) if clusters is None else clusters

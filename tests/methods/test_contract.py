@@ -147,6 +147,18 @@ def test_same_seed_same_plan(kind: type[Method]) -> None:
 
 
 @every_method
+def test_a_planner_plans_as_the_method_does(kind: type[Method]) -> None:
+    tokens, method = make_tokens(RAGGED), make(kind)
+    planner = method.planner(tokens)
+    for k in (some(tokens, 0.6), some(tokens, 0.3), tokens.group_sizes):
+        one, other = planner(k), method(tokens, k)
+        assert torch.equal(one.kept, other.kept) and torch.equal(one.slot, other.slot)
+        assert torch.equal(one.weight, other.weight) and torch.equal(one.size, other.size)
+    with pytest.raises(ValueError, match="expected"):
+        planner(tokens.group_sizes + 1)
+
+
+@every_method
 @pytest.mark.parametrize("seed", [0, 1])
 def test_permuting_tokens_permutes_the_plan(kind: type[Method], seed: int) -> None:
     method = make(kind)
