@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-lmms-eval test-vllm lint host lock clean
+.PHONY: help demo test test-lmms-eval test-vllm test-versions lint host lock clean
 
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 VENV := $(ROOT)/.venv
@@ -32,6 +32,9 @@ test-lmms-eval: $(LMMS)/.installed ## Run the lmms-eval plug-in from end to end,
 test-vllm: $(VLLM_VENV)/.installed ## Serve the embedded host with vLLM on the CPU, compared with transformers
 	cd $(ROOT) && $(VLLM_VENV)/bin/python -m pytest -q tests/plugins/test_vllm.py tests/plugins/test_vllm_serving.py
 
+test-versions: $(STAMP) ## Run the tests of hosts on the oldest and the newest transformers, in environments of their own
+	cd $(ROOT) && $(BIN)/python -m tests.hosts.versions
+
 lint: $(STAMP) ## Check style, types and floors
 	cd $(ROOT) && $(BIN)/ruff check .
 	cd $(ROOT) && $(BIN)/ruff format --check .
@@ -53,7 +56,7 @@ lock: $(STAMP) ## Make requirements.lock from pyproject.toml
 	} > $(ROOT)/requirements.lock
 
 clean: ## Delete the virtual environment and what the tools left
-	rm -rf $(VENV) $(LMMS) $(VLLM_VENV) $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
+	rm -rf $(VENV) $(LMMS) $(VLLM_VENV) $(ROOT)/.venv-versions $(ROOT)/*.egg-info $(ROOT)/build $(ROOT)/dist
 	rm -rf $(ROOT)/.pytest_cache $(ROOT)/.mypy_cache $(ROOT)/.ruff_cache $(ROOT)/.hypothesis $(ROOT)/.import_linter_cache
 	find $(ROOT)/crtc $(ROOT)/tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -50,7 +50,7 @@ def test_methods(capsys: Output) -> None:
 
 
 def test_methods_as_markdown(capsys: Output) -> None:
-    main(["methods", "--markdown", "true"])
+    main(["methods", "--markdown"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "|---" * 10 + "|"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]

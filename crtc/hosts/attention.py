@@ -4,7 +4,7 @@ So any attention implementation will do, whatever a family calls its projections
 rotation. Weights are computed for the rows that are asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,8 @@ class Attended:
     def weights(self, start: int, stop: int) -> Float[Tensor, "I Q P"]:
         """Softmax attention of some queries, mean over heads."""
         queries = self.queries[:, :, start:stop]
-        keys = self.keys.repeat_interleave(queries.shape[1] // self.keys.shape[1], 1)
+        shared = queries.shape[1] // self.keys.shape[1]
+        keys = self.keys if shared == 1 else self.keys.repeat_interleave(shared, 1)
         logits = (queries @ keys.transpose(-1, -2)) * self.scale
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.visible is not None:
@@ -75,8 +76,14 @@ def attention_layers(root: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 
 @contextmanager
-def attended(module: nn.Module, calls: list[Attended]) -> Iterator[None]:
-    """While the context lasts, note what one attention module computes, whatever computes it."""
+def attended(module: nn.Module, calls: list[Any], keep: Callable[[Attended], Any] | None = None) -> Iterator[None]:
+    """While the context lasts, note what one attention module computes, whatever computes it.
+
+    Args:
+        module: of attention.
+        calls: where every call is noted.
+        keep: what is noted of a call; all of it without, which keeps queries and keys from being freed.
+    """
     before = ALL_ATTENTION_FUNCTIONS.__dict__.get("get_interface")
     lookup = ALL_ATTENTION_FUNCTIONS.get_interface
 
@@ -95,7 +102,8 @@ def attended(module: nn.Module, calls: list[Attended]) -> Iterator[None]:
             given = kwargs.pop("attention_mask", mask)
             if caller is module and kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
                 scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
-                calls.append(Attended(queries.detach(), keys.detach(), float(scale), _visible(given)))
+                call = Attended(queries.detach(), keys.detach(), float(scale), _visible(given))
+                calls.append(call if keep is None else keep(call))
             return function(caller, queries, keys, values, given, *args, **kwargs)
 
         return noted

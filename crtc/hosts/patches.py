@@ -29,22 +29,25 @@ def reached(rows: Float[Tensor, "R D"], states: list[Tensor]) -> Int[Tensor, " P
         return None
     number = torch.arange(len(rows), device=rows.device)
     drawn = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows.device, rows.dtype)
+    one = rows @ drawn  # one channel, drawn, so that nothing as large as the rows waits for its turn
+    del rows
 
     def gradient(weight: Tensor) -> Float[Tensor, "P C"]:
-        parts = torch.autograd.grad(
-            rows, states, drawn * weight.to(rows.dtype)[:, None], retain_graph=True, materialize_grads=True
-        )
-        return torch.cat([part.flatten(0, -2) for part in parts]).to(rows.device, torch.float32)
+        parts = torch.autograd.grad(one, states, weight.to(one.dtype), retain_graph=True, materialize_grads=True)
+        return torch.cat([part.flatten(0, -2) for part in parts]).to(one.device, torch.float32)
 
-    every = gradient(torch.ones_like(number))
-    some = every.abs().amax(1) > 0
-    plain, found = every[some], number.new_zeros(int(some.sum()))
+    plain = gradient(torch.ones_like(number))
+    some = plain.abs().amax(1) > 0
+    if not bool(some.any()):
+        return None
+    plain, found = plain[some], number.new_zeros(int(some.sum()))
     channel = plain.abs().argmax(1, keepdim=True)
-    for shift in range(0, max(1, (len(rows) - 1).bit_length()), DIGIT):
+    for shift in range(0, max(1, (len(number) - 1).bit_length()), DIGIT):
         weighted = gradient(2 ** ((number >> shift) % 2**DIGIT))[some]
         digit = (weighted / plain).gather(1, channel)[:, 0].clamp(min=0).log2().round()
         strays = (weighted - plain * 2 ** digit[:, None]).abs().amax(1) > ROUNDING * weighted.abs().amax(1)
         if bool((strays | (digit < 0) | (digit >= 2**DIGIT)).any()):
             return None
         found += digit.long() << shift
+        del weighted, strays
     return number.new_full(some.shape, -1).index_put((some,), found)

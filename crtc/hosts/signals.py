@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from crtc.hosts.attention import Attended, attended, attention_layers
 from crtc.hosts.family import Modality, feature_layer, tower
 from crtc.hosts.patches import reached
-from crtc.hosts.visual import readable
+from crtc.hosts.visual import readable, units
 from crtc.tokens import SignalName
 
 
@@ -51,21 +53,61 @@ def capture(
         return run(**arguments, return_dict=True), {}
     grad = torch.is_grad_enabled()
     states: list[Tensor] = []
-    calls: list[Attended] = []
-    shallow: list[Attended] = []
+    calls: list[_Told] = []
+    shallow: list[_Told] = []
     with ExitStack() as stack:
         stack.callback(torch.set_grad_enabled, grad)
+        for parameter in () if grad else filter(lambda one: one.requires_grad, model.parameters()):
+            parameter.requires_grad_(False)  # else the graph below would hold what only their gradients need
+            stack.callback(parameter.requires_grad_, True)
         stack.callback(layers[before][0].register_forward_hook(_anchor(states)).remove)
-        stack.enter_context(attended(layers[read][1], calls))
+        if before + 1 < len(layers):  # what follows is not read: no graph is kept of it
+            stack.callback(layers[before + 1][0].register_forward_pre_hook(_switch(grad)).remove)
+            stack.callback(layers[-1][0].register_forward_hook(_switch(True)).remove)
+        cls = "cls_attention" in names and _has_cls(root)
+        told = partial(_told, keys="keys" in names, received="received_attention" in names, ends=cls)
+        stack.enter_context(attended(layers[read][1], calls, told))
         if "shallow_attention" in names:
-            stack.enter_context(attended(layers[max(1, round(len(layers) * 3 / 8)) - 1][1], shallow))
+            told = partial(_told, received=True)
+            stack.enter_context(attended(layers[max(1, round(len(layers) * 3 / 8)) - 1][1], shallow, told))
         output = run(**arguments, return_dict=True)
         torch.set_grad_enabled(True)
-        rows = readable(model, output)
-        owner = reached(rows, states)
+        owner = reached(readable(model, output), states)
     if not grad or not any(parameter.requires_grad for parameter in model.parameters()):
         output = _detached(output)
-    return output, {} if owner is None else _signals(names, root, states, calls, shallow, owner, len(rows))
+    num = sum(len(unit) for unit in units(output))
+    return output, {} if owner is None else _signals(names, states, calls, shallow, owner, num)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What stays of a call of attention: little, where its queries and keys are as large as the states of the tower.
+
+    Args:
+        images: in the call.
+        length: tokens of each.
+        keys: mean over heads.
+        received: what every token receives.
+        ends: what the first and the last token pay.
+    """
+
+    images: int
+    length: int
+    keys: Float[Tensor, "I P d"] | None
+    received: Float[Tensor, "I P"] | None
+    ends: Float[Tensor, "I 2 P"] | None
+
+
+def _told(call: Attended, *, keys: bool = False, received: bool = False, ends: bool = False) -> _Told:
+    images, _, length, _ = call.queries.shape
+    with torch.no_grad():
+        return _Told(
+            images,
+            length,
+            call.keys.mean(1) if keys else None,
+            call.received() if received else None,
+            torch.cat([call.weights(0, 1), call.weights(length - 1, length)], 1) if ends else None,
+        )
 
 
 def _anchor(states: list[Tensor]) -> Any:
@@ -77,6 +119,15 @@ def _anchor(states: list[Tensor]) -> Any:
             state.requires_grad_()
         torch.set_grad_enabled(True)  # until `capture` sets it back
         states.append(state)
+
+    return hook
+
+
+def _switch(grad: bool) -> Any:
+    """A hook behind which gradients are recorded or not."""
+
+    def hook(module: nn.Module, *_: Any) -> None:
+        torch.set_grad_enabled(grad)
 
     return hook
 
@@ -97,40 +148,37 @@ def _chosen(layers: list[tuple[nn.Module, nn.Module]], layer: int) -> int:
 
 def _signals(
     names: set[SignalName],
-    root: nn.Module,
     states: list[Tensor],
-    calls: list[Attended],
-    shallow: list[Attended],
+    calls: list[_Told],
+    shallow: list[_Told],
     owner: Int[Tensor, " P"],
     num: int,
 ) -> dict[SignalName, Tensor]:
-
-    def pooled(patches: Tensor) -> Tensor:
+    def pooled(patches: Iterable[Tensor]) -> Tensor:
         """Mean over the patches of every row."""
-        patches, inside = patches.to(owner.device), owner >= 0
-        total = patches.new_zeros(num, *patches.shape[1:]).index_add(0, owner[inside], patches[inside])
-        return total / torch.bincount(owner[inside], minlength=num).clamp(min=1).view(-1, *[1] * (patches.ndim - 1))
+        flat = torch.cat([part.flatten(0, 1) for part in patches]).to(owner.device)
+        inside = owner >= 0
+        total = flat.new_zeros(num, *flat.shape[1:]).index_add(0, owner[inside], flat[inside])
+        return total / torch.bincount(owner[inside], minlength=num).clamp(min=1).view(-1, *[1] * (flat.ndim - 1))
 
-    def received(seen: list[Attended]) -> Tensor:
-        return torch.cat([call.received().flatten() for call in seen])
+    def whole(seen: list[_Told]) -> bool:
+        return bool(seen) and sum(call.images * call.length for call in seen) == len(owner)
 
     found: dict[SignalName, Tensor] = {}
     if "features" in names:
-        found["features"] = pooled(torch.cat([state.detach().flatten(0, -2) for state in states]))
-    if sum(call.queries.shape[0] * call.queries.shape[2] for call in calls) != len(owner):
+        found["features"] = pooled(state.detach().flatten(0, -2)[None] for state in states)
+    if not whole(calls):
         return found
     if "keys" in names:
-        found["keys"] = pooled(torch.cat([call.keys.mean(1).flatten(0, 1) for call in calls]))
+        found["keys"] = pooled(call.keys for call in calls if call.keys is not None)
     if "received_attention" in names:
-        found["received_attention"] = pooled(received(calls))
-    if "shallow_attention" in names and shallow and len(received(shallow)) == len(owner):
-        found["shallow_attention"] = pooled(received(shallow))
-    if "cls_attention" in names and len(calls) == 1 and _has_cls(root):
-        length = calls[0].queries.shape[2]
-        ends = owner.view(-1, length)
-        last = bool((ends[:, 0] >= 0).all() and (ends[:, -1] < 0).all())
-        row = length - 1 if last else 0
-        found["cls_attention"] = pooled(calls[0].weights(row, row + 1)[:, 0].flatten())
+        found["received_attention"] = pooled(call.received for call in calls if call.received is not None)
+    if "shallow_attention" in names and whole(shallow):
+        found["shallow_attention"] = pooled(call.received for call in shallow if call.received is not None)
+    if len(calls) == 1 and calls[0].ends is not None:
+        own = owner.view(-1, calls[0].length)
+        last = bool((own[:, 0] >= 0).all() and (own[:, -1] < 0).all())
+        found["cls_attention"] = pooled([calls[0].ends[:, -1 if last else 0]])
     return found
 
 

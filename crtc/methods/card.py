@@ -32,7 +32,7 @@ def card(kind: type[Method], width: int, design: Mapping[str, Any], origin: Orig
         "```python\n"
         "import crtc\n"
         "from crtc.methods import trained\n\n"
-        f"scorer = trained({where!r})\n"
+        f"scorer = trained({json.dumps(where)})\n"
         "with crtc.compressed(model, scorer, count=64):  # visual tokens of every image\n"
         "    answer = model.generate(**inputs)\n"
         "```",

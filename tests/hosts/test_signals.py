@@ -202,7 +202,7 @@ def test_never_the_whole_matrix(monkeypatch):
     monkeypatch.setattr(attentions, "QUERIES_AT_ONCE", 8)
     with Watch():
         encode(host.model, host.inputs(), ["cls_attention"])
-    assert largest == [(3, 2, 1, 37)]
+    assert set(largest) == {(3, 2, 1, 37)}
     largest.clear()
     with Watch():
         encode(host.model, host.inputs(), ["received_attention"])

@@ -43,9 +43,9 @@ def test_is_found_everywhere(
     assert isinstance(field()["largest_norm"], kind)
     main(["methods"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("largest_norm"))
-    assert line.split() == ["largest_norm", "saliency", "no", "-", "folklore"]
-    main(["methods", "--markdown", "true"])
-    assert "| largest_norm | saliency | no | - | folklore |" in capsys.readouterr().out
+    assert line.split() == ["largest_norm", "saliency", "no", "-", "before", "folklore"]
+    main(["methods", "--markdown"])
+    assert "| largest_norm | saliency | no | - | before | folklore |" in capsys.readouterr().out
     tokens = make_tokens([[(3, 3)]])
     plan = get_method("largest_norm")(tokens, torch.tensor([2]))
     assert torch.equal(plan.kept, tokens.x[tokens.candidates].norm(dim=1).topk(2).indices.sort().values)

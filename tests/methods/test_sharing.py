@@ -137,7 +137,7 @@ def test_the_card(tmp_path: Path) -> None:
     assert text.startswith("---\nlibrary_name: crtc\nlicense: apache-2.0\n")
     assert "base_model: llava-hf/llava-1.5-7b-hf\n---\n" in text
     assert "# Reinforced, trained through llava-hf/llava-1.5-7b-hf\n" in text
-    assert "embedding space has 16 channels" in text and 'trained("me/mine")' in text.replace("'", '"')
+    assert "embedding space has 16 channels" in text and 'trained("me/mine")' in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert "| steps | 1500 |" in rows and "| counts | [64, 16] |" in rows and "| degree | 3 |" in rows
     figures = rows.index("| tokens | sees question | KL to the full model, nats | right answers, % |")
