@@ -278,7 +278,10 @@ def _open(path: str) -> Image.Image:
 def _spelled_out(given: list[str]) -> list[str]:
     """`methods --markdown`, and `ablate a.yaml b.yaml ...` as a shell expands a pattern, in the form of options."""
     if given[0] == "methods":
-        return ["--markdown=true" if word == "--markdown" else word for word in given]
+        bare = [
+            word == "--markdown" and after not in ("true", "false") for word, after in itertools.pairwise([*given, ""])
+        ]
+        return [f"{word}=true" if alone else word for word, alone in zip(given, bare, strict=True)]
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), given[1:])) if given[0] == "ablate" else []
     if not files:
         return given
@@ -308,6 +311,8 @@ def main(arguments: list[str] | None = None) -> None:
                 print("  host      Train the embedded host anew, one stage (LightningCLI; `crtc host --help`).")
                 return
             auto_cli(list(COMMANDS), args=_spelled_out(given), as_positional=False)
+    except BrokenPipeError:  # `crtc methods | head`: whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"crtc: {error}", file=sys.stderr)
         raise SystemExit(2) from None

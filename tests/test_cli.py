@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +51,12 @@ def test_methods(capsys: Output) -> None:
 
 
 def test_methods_as_markdown(capsys: Output) -> None:
+    main(["methods", "--markdown", "true"])
+    spelled_out = capsys.readouterr().out
     main(["methods", "--markdown"])
-    lines = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert shown == spelled_out
     assert lines[1] == "|---" * 10 + "|"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[0] for row in cells[2:]] == list(catalogue())
@@ -61,6 +66,17 @@ def test_methods_as_markdown(capsys: Output) -> None:
     assert rows["pyramid_drop"][:4] == ["inside, layer 8, 16, 24 of 32", "in the language model", "MIT", "yes"]
     assert rows["random"] == ["before", "after the projector", "-", "no", "-"]
     assert rows["div_prune"][4].startswith("distances in float32; ties go to the earlier token")
+
+
+def test_a_reader_may_stop_reading() -> None:
+    said = subprocess.run(
+        f"{sys.executable} -c 'from crtc.cli import main; main([\"methods\"])' | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.startswith("method") and "Broken" not in said.stderr
 
 
 def test_show(tmp_path: Path, capsys: Output) -> None:
