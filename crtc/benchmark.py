@@ -403,7 +403,7 @@ def benchmark(
     """Time methods against loops and all ready methods by themselves on the CPU; save it and return the tables.
 
     Args:
-        output: folder of `benchmark.json`.
+        output: folder of `benchmark.json` and `table.md`.
         methods: names of the catalogue; all without.
         batch: pictures side by side.
         size: visual tokens of each.
@@ -446,7 +446,9 @@ def benchmark(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
-    return _tables(duels, times, skipped, settings, machine)
+    tables = _tables(duels, times, skipped, settings, machine)
+    (folder / "table.md").write_text(tables + "\n")
+    return tables
 
 
 def _tables(

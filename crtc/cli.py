@@ -160,7 +160,7 @@ def benchmark(
             seed=seed,
         )
     )
-    print(f"wrote benchmark.json to {output}")
+    print(f"wrote benchmark.json and table.md to {output}")
 
 
 def ablate(

@@ -39,10 +39,13 @@ def blocks() -> dict[str, str]:
         "retention": "results/test/table.md",
         "ablation": "results/ablation/table.md",
         "hosts": "results/hosts/table.md",
+        "benchmark": "results/benchmark/table.md",
     }
     for name, file in tables.items():
         if (ROOT / file).exists():
             found[name] = (ROOT / file).read_text()
+    if "benchmark" in found:
+        found["benchmark"] = found["benchmark"].partition("\n\n| method | planning")[0]
     if "retention" in found:
         found["retention"] = cut(found["retention"])
     card = ROOT / "results/test/results.json"
