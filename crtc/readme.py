@@ -12,20 +12,12 @@ from crtc.cli import methods
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE
 
 ROOT = Path(__file__).parent.parent
-SHOWN = (
-    *(ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"),
-    *(
-        "sparsevlm",
-        "tome",
-        "vision_zip",
-        "kmeans",
-        "dpc_knn",
-        "agglomerative",
-        "div_prune",
-        "maximal_marginal_relevance",
-    ),
-    *("scope", "cdpruner", "mmtok", "gprune", "personalized_page_rank", "reinforced", "reinforced blind"),
-)
+SHOWN = {
+    *{ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"},
+    *{"pyramid_drop", "sparsevlm", "tome", "vision_zip", "kmeans", "dpc_knn", "dbdpc", "agglomerative", "div_prune"},
+    *{"maximal_marginal_relevance", "scope", "cdpruner", "mmtok", "gprune", "personalized_page_rank"},
+    *{"reinforced", "reinforced blind"},
+}
 """Rows of the README's table; the file that it is cut from has all."""
 
 

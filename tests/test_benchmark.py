@@ -54,7 +54,7 @@ def test_from_the_command_line(
     for name in LOOPS:
         assert f"| {name} | " in said and "| 2 of 2 | 100.00 |" in said
     assert f"learn_pruner was skipped: {unready()['learn_pruner']}." in said
-    assert said.endswith("wrote benchmark.json to runs/benchmark\n")
+    assert said.endswith("wrote benchmark.json and table.md to runs/benchmark\n")
 
 
 def test_what_cannot_run_at_this_width_is_told(tmp_path: Path) -> None:
