@@ -49,11 +49,11 @@ def evaluate(
     methods: list[str] | None = None,
     scorer: list[str] | str | None = None,
     counts: list[int] | None = None,
-    keep: list[float] | None = None,
+    keep: list[float] | float | None = None,
     mass: Literal["both", "kept", "plain"] = "both",
     positions: Literal["keep", "repack"] = "keep",
     split: Split = "test",
-    pictures: int = 100,
+    pictures: int = 150,
     questions: int = 12,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     device: str = "cpu",
@@ -67,7 +67,7 @@ def evaluate(
         methods: names of the catalogue, "reinforced blind" among them; all that are ready without.
         scorer: folder of a scorer to add, or several; of any method that `crtc fit` trains.
         counts: whole tokens per image; 192, 128, 64, 32, 16 without.
-        keep: fractions in the place of counts.
+        keep: fractions in the place of counts, or one of them.
         mass: which settings of mass preservation.
         positions: whether kept tokens keep their position ids.
         split: of the glyph scenes.
@@ -82,6 +82,7 @@ def evaluate(
         raise ValueError(f"counts is {counts} and keep is {keep}, expected one of them")
     total = image_tokens(loaded[1])
     if keep is not None:
+        keep = [keep] if isinstance(keep, float) else keep
         if not all(0 < part <= 1 for part in keep):
             raise ValueError(f"keep is {keep}, expected fractions in (0, 1]")
         counts = [max(1, round(part * total)) for part in keep]

@@ -155,7 +155,7 @@ def test_evaluate_glyphs(tmp_path: Path, capsys: Output) -> None:
 
 def test_evaluate_a_file(scene: Path, tmp_path: Path, capsys: Output) -> None:
     Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
-    options = ["--methods", "[kmeans]", "--scorer", "scorer", "--keep", "[0.02]", "--mass", "kept", "--output", "out"]
+    options = ["--methods", "[kmeans]", "--scorer", "scorer", "--keep", "0.02", "--mass", "kept", "--output", "out"]
     main(["evaluate", "--data", str(asks(tmp_path)), *options, "--dtype", "float32"])
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["questions"] == 2 and content["pictures"] == 1 and content["config"]["task"] == "questions"
@@ -297,7 +297,7 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "counts too large": (["--counts", "[600]"], "counts is [600]"),
     "counts of nothing": (["--counts", "[16, 0]"], "counts is [16, 0]"),
     "keep of nothing": (["--keep", "[0.0]"], "keep is [0.0]"),
-    "keep more than all": (["--keep", "[1.5]"], "keep is [1.5]"),
+    "keep more than all": (["--keep", "1.5"], "keep is [1.5]"),
     "counts and keep": (["--counts", "[16]", "--keep", "[0.5]"], "expected one of them"),
     "unknown method": (["--methods", "[kmeens]"], "no method is named 'kmeens'"),
     "blind but never sees": (["--methods", "[kmeans blind]"], "kmeans blind"),
