@@ -30,7 +30,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
     colors = dict(zip(labels, matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(labels))), strict=True))
     markers = dict(zip(labels, cycle("osD^vPX*"), strict=False))
     for place, aware in enumerate((False, True)):
-        axes = figure.add_subplot(1, 2, place + 1)
+        axes = figure.add_subplot(1, 2, place + 1, sharey=figure.axes[0] if place else None)
         begin: dict[str, float] = {}
         for label in labels:
             mine = [row for row in rows if row["method"] == label and row["question_aware"] == aware]
