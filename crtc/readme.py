@@ -7,9 +7,11 @@ import io
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from crtc.cli import methods
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE
+from crtc.retention import Interval
 
 ROOT = Path(__file__).parent.parent
 SHOWN = {
@@ -42,7 +44,8 @@ def blocks() -> dict[str, str]:
         found["retention"] = cut(found["retention"])
     card = ROOT / "results/test/results.json"
     if card.exists():
-        found["host"] = host_card(json.loads(card.read_text()))
+        summary = json.loads(card.read_text())
+        found["host"], found["headline"] = host_card(summary), headline(summary)
     return found
 
 
@@ -52,6 +55,28 @@ def cut(table: str) -> str:
     results = [line for line in lines if line.count("|") > 4]
     shown = [line for line in results[2:] if line.split("|")[1].strip(" *") in SHOWN]
     return "\n".join(line for line in lines if line not in results[2:] or line in shown)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """Relative accuracy of the scorer and of the best other method at every count, all at their better setting."""
+    rows = [row for row in summary["rows"] if row["count"]]
+    counts = sorted({row["count"] for row in rows}, reverse=True)
+    learned = {"reinforced": "reinforced", "reinforced blind": "reinforced, without the question"}
+
+    def cell(chosen: list[dict[str, Any]]) -> str:
+        best = max(chosen, key=lambda row: row["accuracy"])
+        told = "" if best["method"] in learned else f" ({best['method']})"
+        return f"{Interval(**best['relative'])}{told}"
+
+    lines = ["| visual tokens, of 576 | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    for label, name in learned.items():
+        cells = [cell([row for row in rows if row["method"] == label and row["count"] == n]) for n in counts]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    others = [cell([row for row in rows if row["method"] not in learned and row["count"] == n]) for n in counts]
+    lines.append(
+        f"| best of {len({row['method'] for row in rows} - set(learned))} others | " + " | ".join(others) + " |"
+    )
+    return "\n".join(lines)
 
 
 def host_card(summary: dict[str, object]) -> str:
