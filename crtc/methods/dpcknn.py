@@ -45,16 +45,20 @@ def density_peaks(
 ) -> Int[Tensor, "G M"]:
     """Owner map: the tokens of `k[g]` density peaks own themselves, every other joins the nearest of them."""
     x = x.float()
-    distance = (torch.cdist(x, x) * x.shape[-1] ** -0.5).masked_fill(~valid[:, None], torch.inf)
+    distance = torch.cdist(x, x).mul_(x.shape[-1] ** -0.5)
+    if not bool(valid.all()):
+        distance.masked_fill_(~valid[:, None], torch.inf)
     wanted = k if neighbors is None else torch.full_like(k, neighbors)
     near = distance.topk(min(int(wanted.max()), distance.shape[-1]), largest=False).values
     real = near.isfinite() & (torch.arange(near.shape[-1], device=near.device) < wanted[:, None, None])
     rho = (-(near.masked_fill(~real, 0).square().sum(-1) / real.sum(-1))).exp()
-    place = torch.arange(rho.shape[1], device=rho.device)
-    denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
-    to_denser = distance.masked_fill(~denser, torch.inf).amin(-1)
-    farthest = distance.masked_fill(~valid[:, None] | ~valid[..., None], -torch.inf).amax((1, 2))
-    delta = torch.where(to_denser.isfinite(), to_denser, farthest[:, None])
+    rank = rho.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # of equal densities the earlier is denser
+    to_denser = torch.where(rank[:, None] < rank[..., None], distance, torch.inf).amin(-1)
+    seen = distance if bool(valid.all()) else distance.masked_fill(~valid[:, None] | ~valid[..., None], -torch.inf)
+    delta = torch.where(to_denser.isfinite(), to_denser, seen.amax((1, 2))[:, None])
     centre = top_k(rho * delta, valid, k)
-    owner = distance.masked_fill(~centre[:, None], torch.inf).argmin(-1)
-    return torch.where(centre, place, owner).masked_fill(~valid, DROPPED)
+    anchors = centre.long().argsort(dim=1, descending=True, stable=True)[:, : int(k.max())]
+    away = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1))
+    away.masked_fill_(~centre.gather(1, anchors)[:, None], torch.inf)
+    owner = torch.where(centre, torch.arange(rho.shape[1], device=rho.device), anchors.gather(1, away.argmin(-1)))
+    return owner.masked_fill(~valid, DROPPED)
