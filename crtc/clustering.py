@@ -46,15 +46,15 @@ def k_means(
     first = k_means_plus_plus(x, valid, k, seed)
     centre = x.gather(1, first[..., None].expand(-1, -1, x.shape[-1]))
     label = _assign(_squared_distance(x, centre, real), valid, real)
-    active = torch.ones_like(k, dtype=torch.bool)
+    rows = torch.arange(len(x), device=x.device)  # of the groups that still move
     for _ in range(iterations):
-        fresh = _means(x, label, valid, real, spherical)
-        moved = (fresh - centre).norm(dim=-1).masked_fill(~real, 0).amax(1)
-        centre = torch.where(active[:, None, None], fresh, centre)
-        active = active & (moved > tolerance * scale)
-        if not bool(active.any()):
+        fresh = _means(x[rows], label[rows], valid[rows], real[rows], spherical)
+        moved = (fresh - centre[rows]).norm(dim=-1).masked_fill(~real[rows], 0).amax(1)
+        centre[rows] = fresh
+        rows = rows[moved > tolerance * scale[rows]]
+        if not len(rows):
             break
-        label = torch.where(active[:, None], _assign(_squared_distance(x, centre, real), valid, real), label)
+        label[rows] = _assign(_squared_distance(x[rows], centre[rows], real[rows]), valid[rows], real[rows])
 
     distance = _squared_distance(x, _means(x, label, valid, real, spherical), real)
     member = _members(label, valid, real)
@@ -133,8 +133,11 @@ def _assign(
     One token of every other cluster, its nearest, is not taken, so no cluster is emptied to fill another.
     """
     own, label = distance.min(-1)
+    number = torch.zeros_like(real, dtype=torch.long).scatter_add(1, label, valid.long())
+    empty = (number == 0) & real
+    if not bool(empty.any()):
+        return label
     member = _members(label, valid, real)
-    empty = ~member.any(1) & real
     nearest = distance.masked_fill(~member, torch.inf).argmin(1)
     stays = torch.zeros_like(label).scatter_add(1, nearest, member.any(1).long()) > 0
     # Every token has a finite distance, so those that stay are after all that may go.
