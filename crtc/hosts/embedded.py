@@ -56,11 +56,20 @@ def load_host(
         processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"host {str(path)!r} cannot be loaded: {error}") from error
+    return whole(f"host {str(path)!r}", "LLaVA", loaded, device), processor
+
+
+def whole(name: str, kind: str, loaded: tuple[Any, dict[str, Any]], device: str | torch.device) -> Any:
+    """A model ready to answer, from what `from_pretrained` gives with `output_loading_info`.
+
+    Raises:
+        ValueError: if weights were missing, so that they would be random, or the device cannot be used.
+    """
     model, report = loaded
     if report["missing_keys"]:
-        raise ValueError(f"host {str(path)!r} is no whole LLaVA, it lacks {sorted(report['missing_keys'])[:3]}")
+        raise ValueError(f"{name} is no whole {kind}, it lacks {sorted(report['missing_keys'])[:3]}")
     try:
-        return model.to(device).eval(), processor
+        return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
 

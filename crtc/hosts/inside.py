@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from crtc.cost import check_layers, read_counts
 from crtc.hosts.attention import Attended, attended
 from crtc.hosts.layers import check_deepstack, decoder_layers, layer_signals, window_of
-from crtc.hosts.mass import causal
+from crtc.hosts.mass import added, causal
 from crtc.hosts.prompt import column_bias, columns
 from crtc.hosts.vlm import Encoded
 from crtc.tokens import LayerSignalName, Plan, Tokens, apply, compose, keep_all
@@ -342,7 +342,5 @@ def _short_mask(mask: Tensor | None, view: _View, width: int, length: int, hidde
 
 
 def _logits(seen: Bool[Tensor, "B 1 Q C"], bias: Float[Tensor, "B C"] | None, hidden: Tensor) -> Tensor:
-    rows = len(hidden)
-    lowest = max(torch.finfo(hidden.dtype).min, torch.finfo(torch.float32).min)
-    added = hidden.new_zeros(len(seen), seen.shape[-1]) if bias is None else _repeated(bias.to(hidden), len(seen))
-    return _repeated(torch.where(seen, added[:, None, None], lowest), rows)
+    columns = hidden.new_zeros(len(seen), seen.shape[-1]) if bias is None else _repeated(bias.to(hidden), len(seen))
+    return _repeated(added(seen, columns), len(hidden))

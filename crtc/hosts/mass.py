@@ -88,7 +88,7 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
         if mask is None:  # the model leaves out a mask that is causal and nothing else
             mask = causal(queries, length, start=start - offset, device=bias.device)
         columns = F.pad(repeated, (0, max(0, offset + length - bias.shape[1])))[:, offset : offset + length]
-        found[kind] = _added(mask, columns)
+        found[kind] = added(mask, columns)
     first = next(iter(found.values()))
     if all(torch.equal(mask, first) for mask in found.values()):  # one mask suits every family
         return first
@@ -152,7 +152,8 @@ def _own_masks(model: Any, inputs: Mapping[str, Any], mask: Tensor | None, dtype
     )
 
 
-def _added(mask: Tensor, bias: Float[Tensor, "B C"]) -> Float[Tensor, "B 1 Q C"]:
+def added(mask: Tensor, bias: Float[Tensor, "B C"]) -> Float[Tensor, "B 1 Q C"]:
+    """A mask, of logits or of what is seen, with a bias on its key columns."""
     # A padding query sees nothing, and a row of -inf would be NaN. Eager attention takes the softmax in float32.
     lowest = max(torch.finfo(bias.dtype).min, torch.finfo(torch.float32).min)
     if mask.dtype == torch.bool:

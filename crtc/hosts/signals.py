@@ -69,7 +69,7 @@ def capture(
         stack.enter_context(attended(layers[read][1], calls, told))
         if "shallow_attention" in names:
             told = partial(_told, received=True)
-            stack.enter_context(attended(layers[max(1, round(len(layers) * 3 / 8)) - 1][1], shallow, told))
+            stack.enter_context(attended(layers[shallow_layer(len(layers))][1], shallow, told))
         output = run(**arguments, return_dict=True)
         torch.set_grad_enabled(True)
         owner = reached(readable(model, output), states)
@@ -77,6 +77,11 @@ def capture(
         output = _detached(output)
     num = sum(len(unit) for unit in units(output))
     return output, {} if owner is None else _signals(names, states, calls, shallow, owner, num)
+
+
+def shallow_layer(depth: int) -> int:
+    """The layer that is three eighths up a tower, which `shallow_attention` is of."""
+    return max(1, round(depth * 3 / 8)) - 1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from crtc.hosts.embedded import EMBEDDED
+from crtc.hosts.embedded import EMBEDDED, whole
 from crtc.hosts.family import check_model
 
 
@@ -27,19 +27,20 @@ def load_stock(
         attention: implementation of attention.
 
     Raises:
-        ValueError: if it cannot be loaded, its visual tokens cannot be compressed, or it has no chat template.
+        ValueError: if it cannot be loaded whole, the device cannot be used, its visual tokens cannot be compressed, or
+            it has no chat template.
     """
     path = EMBEDDED if name == "embedded" else name
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
         processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"model {str(name)!r} cannot be loaded: {error}") from error
+    model = whole(f"model {str(name)!r}", "checkpoint", loaded, device)
     check_model(model)
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"model {str(name)!r} has no chat template, expected a model that answers dialogues")
     processor.tokenizer.padding_side = "left"
-    try:
-        return model.to(device).eval(), processor
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return model, processor

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from crtc.hosts import Positions
 from crtc.hosts.stock import load_stock
-from crtc.plugins.recipe import Recipe
+from crtc.plugins.recipe import Recipe, chosen
 
 Dialogue = Sequence[Mapping[str, Any]]
 """Messages of `role` and `content`, the content a list of `{"type": "text", "text": ...}` and
@@ -85,6 +86,42 @@ class Chat:
         output = self.model.generate(**inputs, **settings)
         new = output[:, inputs["input_ids"].shape[1] :]
         return list(self.processor.batch_decode(new, skip_special_tokens=True))
+
+
+def chat_of(
+    pretrained: str,
+    *,
+    method: str | None = None,
+    scorer: str | None = None,
+    keep: float | None = None,
+    count: int | None = None,
+    mass: bool = True,
+    positions: Positions | None = None,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    attention: str = "sdpa",
+    **settings: Any,
+) -> Chat:
+    """A chat from what the user of an evaluation tool writes.
+
+    Args:
+        pretrained: "embedded", a folder, or an id of the Hugging Face hub.
+        method: name of the catalogue.
+        scorer: folder of a trained scorer in the place of a method.
+        keep: fraction of every image's tokens to keep; 1 is the model as it is.
+        count: whole tokens of every image to keep.
+        mass: whether merged tokens draw as much attention as those they stand for.
+        positions: `"repack"` or `"keep"`; what the model's family does without.
+        dtype: of the model.
+        device: of the model; a GPU if there is one, without.
+        attention: implementation of attention.
+        settings: everything else is what the method takes to be made.
+
+    Raises:
+        ValueError: if an argument cannot be what it is, or the model cannot be loaded or compressed.
+    """
+    recipe = Recipe(chosen(method, scorer, **settings), keep, count, mass, positions)
+    return Chat(pretrained, recipe, dtype=dtype, device=device, attention=attention)
 
 
 def _images(dialogue: Dialogue) -> list[Image.Image]:

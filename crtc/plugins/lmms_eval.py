@@ -12,9 +12,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
-from crtc.hosts import Positions
-from crtc.plugins.chat import Chat, Dialogue
-from crtc.plugins.recipe import Recipe, chosen
+from crtc.plugins.chat import Dialogue, chat_of
 
 
 def manifest() -> Any:
@@ -27,18 +25,10 @@ class Crtc(lmms):  # type: ignore[misc]
 
     Args:
         pretrained: "embedded", a folder, or an id of the Hugging Face hub.
-        method: name of the catalogue.
-        scorer: folder of a trained scorer in the place of a method.
-        keep: fraction of every image's tokens to keep; 1 is the model as it is.
-        count: whole tokens of every image to keep.
-        mass: whether merged tokens draw as much attention as those they stand for.
-        positions: `"repack"` or `"keep"`; what the model's family does without.
-        dtype: of the model.
-        device: of the model; without, a GPU if there is one, of several processes each its own.
-        attention: implementation of attention.
         batch_size: questions side by side.
         max_batch_size: none can be given, since batches are of one size.
-        settings: everything else is what the method takes to be made.
+        device: of the model; without, a GPU if there is one, of several processes each its own.
+        options: everything else, as `crtc.plugins.chat.chat_of` takes it: `method`, `count`, ...
 
     Raises:
         ValueError: if an argument cannot be what it is, or the model cannot be loaded or compressed.
@@ -50,30 +40,21 @@ class Crtc(lmms):  # type: ignore[misc]
         self,
         pretrained: str,
         *,
-        method: str | None = None,
-        scorer: str | None = None,
-        keep: float | None = None,
-        count: int | None = None,
-        mass: bool = True,
-        positions: Positions | None = None,
-        dtype: str = "bfloat16",
-        device: str | None = None,
-        attention: str = "sdpa",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
-        **settings: Any,
+        device: str | None = None,
+        **options: Any,
     ):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         if max_batch_size is not None:
             raise ValueError(f"max_batch_size is {max_batch_size}, expected none: batches are of batch_size")
-        recipe = Recipe(chosen(method, scorer, **settings), keep, count, mass, positions)
         self.batch_size = int(batch_size)
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if device is None and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        self.chat = Chat(pretrained, recipe, dtype=dtype, device=device, attention=attention)
+        self.chat = chat_of(pretrained, device=device, **options)
         self.device = self.chat.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

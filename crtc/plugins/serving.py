@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crtc import counts
 from crtc.hosts.attention import Attended
 from crtc.hosts.grid import frame
+from crtc.hosts.signals import shallow_layer
 from crtc.methods import Method
 from crtc.plugins.recipe import chosen
 from crtc.tokens import IMAGE, SIGNALS, SignalName, Signals, Tokens, apply
@@ -166,7 +167,7 @@ def watched(tower: nn.Module, projector: nn.Module, *, heads: int, depth: int) -
     with ExitStack() as stack:
         stack.callback(projector.register_forward_pre_hook(lambda _, given: seen.features.append(given[0])).remove)
         stack.callback(layers[-1].register_forward_pre_hook(_noting(seen.last)).remove)
-        shallow = max(1, round(depth * 3 / 8)) - 1
+        shallow = shallow_layer(depth)
         if shallow < len(layers):
             stack.callback(layers[shallow].register_forward_pre_hook(_noting(seen.shallow)).remove)
         yield seen

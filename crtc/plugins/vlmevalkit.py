@@ -6,9 +6,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from crtc.hosts import Positions
-from crtc.plugins.chat import MAX_NEW_TOKENS, Chat, Dialogue
-from crtc.plugins.recipe import Recipe, chosen
+from crtc.plugins.chat import MAX_NEW_TOKENS, Dialogue, chat_of
 
 try:
     from vlmeval.vlm.base import BaseModel
@@ -23,17 +21,8 @@ class Crtc(BaseModel):  # type: ignore[misc]
 
     Args:
         pretrained: "embedded", a folder, or an id of the Hugging Face hub.
-        method: name of the catalogue.
-        scorer: folder of a trained scorer in the place of a method.
-        keep: fraction of every image's tokens to keep; 1 is the model as it is.
-        count: whole tokens of every image to keep.
-        mass: whether merged tokens draw as much attention as those they stand for.
-        positions: `"repack"` or `"keep"`; what the model's family does without.
-        dtype: of the model.
-        device: of the model; a GPU if there is one, without.
-        attention: implementation of attention.
         max_new_tokens: of an answer.
-        settings: everything else is what the method takes to be made.
+        options: everything else, as `crtc.plugins.chat.chat_of` takes it: `method`, `count`, ...
 
     Raises:
         ValueError: if an argument cannot be what it is, or the model cannot be loaded or compressed.
@@ -42,26 +31,10 @@ class Crtc(BaseModel):  # type: ignore[misc]
     INTERLEAVE = True
     is_api = False
 
-    def __init__(
-        self,
-        pretrained: str,
-        *,
-        method: str | None = None,
-        scorer: str | None = None,
-        keep: float | None = None,
-        count: int | None = None,
-        mass: bool = True,
-        positions: Positions | None = None,
-        dtype: str = "bfloat16",
-        device: str | None = None,
-        attention: str = "sdpa",
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        **settings: Any,
-    ):
+    def __init__(self, pretrained: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **options: Any):
         super().__init__()
-        recipe = Recipe(chosen(method, scorer, **settings), keep, count, mass, positions)
         self.max_new_tokens = max_new_tokens
-        self.chat_model = Chat(pretrained, recipe, dtype=dtype, device=device, attention=attention)
+        self.chat_model = chat_of(pretrained, **options)
 
     def generate_inner(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
         """The answer to one message of the kit, whatever the data set.

@@ -13,6 +13,7 @@ from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForC
 
 from crtc.hosts.dialogue import prompt_of
 from crtc.hosts.embedded import EMBEDDED, image_tokens, load_host, make_processor
+from crtc.hosts.stock import load_stock
 
 Host = tuple[Any, Any]
 
@@ -95,6 +96,8 @@ def test_lacking_weights(tmp_path: Path, small_host: Path) -> None:
     save_file({name: w for name, w in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="is no whole LLaVA, it lacks"):
         load_host(folder)
+    with pytest.raises(ValueError, match="is no whole checkpoint, it lacks"):
+        load_stock(folder)
 
 
 def test_no_processor(tmp_path: Path, small_host: Path) -> None:
