@@ -57,7 +57,7 @@ def assignment(
     """Hard clusters forward, soft assignment backward: tokens learn what they would add to each slot.
 
     `c_j = sum_i A_ij w_i x_i / sum_i A_ij w_i` and mass `sum_i A_ij`, with `A = softmax_j(-d(i, j) / tau)`, where d is
-    the squared distance to the anchor of a slot.
+    the squared distance to the anchor of a slot, in Ward clusters to their mean.
     """
     found = said.clusters(k, scorer.design.selector)
     soft = (-found.distance / said.temperature).masked_fill(~found.real[:, None], -torch.inf).softmax(-1)
