@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crtc.hosts.attention import Attended, attended, attention_layers
 from crtc.hosts.family import Modality, feature_layer, tower
-from crtc.hosts.patches import reached
+from crtc.hosts.patches import reached, shapes_only
 from crtc.hosts.visual import readable, units
 from crtc.tokens import SignalName
 
@@ -70,6 +70,8 @@ def capture(
         if "shallow_attention" in names:
             told = partial(_told, received=True)
             stack.enter_context(attended(layers[shallow_layer(len(layers))][1], shallow, told))
+        if not grad:
+            stack.enter_context(shapes_only())
         output = run(**arguments, return_dict=True)
         torch.set_grad_enabled(True)
         owner = reached(readable(model, output), states)

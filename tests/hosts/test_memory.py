@@ -67,13 +67,10 @@ def test_a_forward_that_captures_cls_attention(host: LlavaForConditionalGenerati
 
 
 def test_the_tower_alone(host: LlavaForConditionalGeneration, inputs: dict[str, Tensor]) -> None:
-    """Attention costs nothing beside the states; asking which patches a row is made of costs a fifth of the peak."""
     pixels = inputs["pixel_values"]
     plain = peak(lambda: host.model.get_image_features(pixel_values=pixels, return_dict=True))
-    features = peak(lambda: capture(host, "image", {"pixel_values": pixels}, ["features"]))
     attention = peak(lambda: capture(host, "image", {"pixel_values": pixels}, ["cls_attention"]))
-    assert attention < 1.02 * features
-    assert features < 1.25 * plain
+    assert attention < 1.02 * plain
 
 
 def test_parameters_are_as_they_were(host: LlavaForConditionalGeneration, inputs: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from crtc.hosts import attention as attentions
 from crtc.hosts import encode
 from crtc.hosts.attention import attended, attention_layers
 from crtc.hosts.family import tower
-from crtc.hosts.patches import reached
+from crtc.hosts.patches import reached, shapes_only
 from crtc.methods.method import ScoreMethod
 from crtc.tokens import SIGNALS
 from tests.hosts.families import BUILDERS, GRIDS, build
@@ -221,6 +221,27 @@ def test_rows_are_numbered_in_any_float_type(dtype):
     assert torch.equal(reached(rows, [state]), dealt)
     assert reached(torch.cat([rows, rows[:1]]), [state]) is None
     assert reached(rows.detach(), [state]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_without_activations_tells_the_same_rows(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    state = torch.randn(12, 8, dtype=dtype, requires_grad=True)
+    order, gate = torch.randperm(12), torch.nn.Linear(8, 8).to(dtype).requires_grad_(False)
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.layer_norm(x, (8,))
+        hidden = torch.nn.functional.silu(gate(hidden)) * hidden
+        return hidden[order].view(4, 3, 8).relu().mean(1).sqrt()
+
+    whole = reached(project(state), [state])
+    with shapes_only():
+        rows = project(state)
+        mixed = (rows @ rows.T).softmax(1) @ rows
+    assert torch.equal(reached(rows, [state]), order.argsort() // 3)
+    assert torch.equal(rows, project(state))
+    assert whole is not None and torch.equal(whole, order.argsort() // 3)
+    assert reached(mixed, [state]) is None
 
 
 def test_gradients_go_on_to_a_tower_that_is_trained():
