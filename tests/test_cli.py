@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from crtc.cli import COMMANDS, TRAINING, main
-from crtc.methods import LearnPruner, Random, VisionSelector, catalogue, unready
+from crtc.methods import LearnPruner, Random, VisionSelector, catalogue, trainable
+from crtc.methods.learned import UNREADY
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs
 
@@ -188,18 +189,22 @@ def test_the_whole_catalogue_leaves_out_what_has_no_weights(
     for module in ("crtc.demo", "crtc.methods.catalogue"):
         monkeypatch.setattr(sys.modules[module], "catalogue", lambda: kinds)
     monkeypatch.setattr("crtc.demo.get_method", lambda name, **settings: Random())
+    monkeypatch.setattr("crtc.methods.learned.SHIPPED", tmp_path)
     LearnPruner(192, hidden=8).save_pretrained(tmp_path / "scorer")
     options = ["--scorer", "scorer", "--counts", "[9]", "--mass", "kept", "--output", "out", "--dtype", "float32"]
     main(["evaluate", "--data", str(asks(tmp_path)), *options])
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert content["skipped"] == {"vision_selector": VisionSelector.unready}
+    assert content["skipped"] == {"vision_selector": UNREADY}
     assert "learn_pruner (given)" in {row["method"] for row in content["rows"]}
-    assert f"vision_selector was skipped: {VisionSelector.unready}." in capsys.readouterr().out
+    assert f"vision_selector was skipped: {UNREADY}." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", list(unready()))
-def test_what_has_no_weights_is_refused_by_name(name: str, scene: Path, capsys: Output) -> None:
-    message = "is not ready for use: no weights ship for it, `crtc fit` trains them"
+@pytest.mark.parametrize("name", trainable())
+def test_what_has_no_weights_is_refused_by_name(
+    name: str, scene: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crtc.methods.learned.SHIPPED", tmp_path / "none")
+    message = f"is not ready for use: {UNREADY}"
     refused(["compress", "--image", str(scene), "--prompt", "why?", "--method", name], message, capsys)
     refused(["evaluate", "--methods", f"[{name}]"], message, capsys)
 

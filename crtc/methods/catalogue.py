@@ -7,22 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from crtc.methods.learned import FILES, Learned, method_in
-from crtc.methods.method import Method
+from crtc.methods.learned import FILES, UNREADY, Learned, method_in
+from crtc.methods.method import Method, name_of
 from crtc.methods.sharing import local_folder
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "methods" / "golden"
 
 
 def catalogue() -> dict[str, type[Method]]:
-    """Every method that can be made, by name, in alphabetical order.
-
-    The name is the class name in lower case with underscores between words; pieces of one or two letters belong to
-    their neighbour (`ClsAttention` is cls_attention, `KMeans` kmeans).
-    """
+    """Every method that can be made, by name, in alphabetical order."""
     exports = vars(importlib.import_module("crtc.methods")).values()
     found = {
-        _name(entry): entry
+        name_of(entry): entry
         for entry in exports
         if inspect.isclass(entry) and issubclass(entry, Method) and not inspect.isabstract(entry)
     }
@@ -61,7 +57,7 @@ def trainable() -> dict[str, type[Learned]]:
 
 def unready() -> dict[str, str]:
     """The methods of the catalogue that their name alone does not make, with the reason."""
-    return {name: kind.unready for name, kind in catalogue().items() if kind.unready}
+    return {name: UNREADY for name, kind in trainable().items() if not kind.shipped().is_dir()}
 
 
 def trained(source: Path | str, *, revision: str | None = None, **settings: Any) -> Learned:
@@ -83,10 +79,6 @@ def trained(source: Path | str, *, revision: str | None = None, **settings: Any)
     raise ValueError(
         f"{source} holds a {name!r}, expected one of {', '.join(k.__name__ for k in trainable().values())}"
     )
-
-
-def _name(method: type[Method]) -> str:
-    return re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z]{2})", "_", method.__name__).lower()
 
 
 def _plain(name: str) -> str:

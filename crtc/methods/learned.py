@@ -17,7 +17,7 @@ from torch import Tensor
 from crtc.graph.neighbors import Neighbors
 from crtc.merging import give_mass
 from crtc.methods.card import card
-from crtc.methods.method import ScoreMethod, keep_all
+from crtc.methods.method import ScoreMethod, keep_all, name_of
 from crtc.methods.origin import Origin
 from crtc.methods.sharing import local_folder, push
 from crtc.selection import top_k
@@ -26,6 +26,9 @@ from crtc.tokens import Groups, Plan, Tokens
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 FILES = [_CONFIG, _WEIGHTS]
 """What makes a scorer, in a folder or on the hub."""
+SHIPPED = Path(__file__).parent / "glyphs"
+"""Weights for the embedded host, a folder of the method's name for each."""
+UNREADY = "no weights ship for it, `crtc fit` trains them"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ class Learned(ScoreMethod):
     """Whether it works with the question, without, or both, first the way in which it works by itself."""
     clusters: ClassVar[bool] = False
     """Whether tokens are assigned in a learned metric, which training by assignment needs."""
-    unready = "no weights ship for it, `crtc fit` trains them"
     origin: Origin | None = None
     """Where the weights come from, if that is known; training and reading set it, saving writes it."""
 
@@ -71,12 +73,19 @@ class Learned(ScoreMethod):
 
     @classmethod
     def ready(cls, **kwargs: Any) -> Self:
-        """The method with the weights that ship.
+        """The method with the weights that ship, for the embedded host.
 
         Raises:
             ValueError: if none ship.
         """
-        raise ValueError(f"{cls.__name__} is not ready for use: {cls.unready}")
+        if not cls.shipped().is_dir():
+            raise ValueError(f"{cls.__name__} is not ready for use: {UNREADY}")
+        return cls.from_pretrained(cls.shipped(), **kwargs)
+
+    @classmethod
+    def shipped(cls) -> Path:
+        """The folder of the weights that ship, whether there are any or not."""
+        return SHIPPED / name_of(cls)
 
     @abstractmethod
     def importance(self, tokens: Tokens, neighbors: Neighbors | None = None) -> Importance:

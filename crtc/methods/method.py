@@ -39,8 +39,6 @@ class Method(nn.Module, ABC):
     """Whether the text tokens change the plan."""
     reads_own_layer: ClassVar[bool] = False
     """Whether it reads queries and keys of the layer in front of which it plans, not of the layer before."""
-    unready: ClassVar[str] = ""
-    """Why its name alone does not make it, empty if it does: runners that go through the catalogue say so."""
     uses_order: bool = False
     """Whether the order of the tokens changes the plan beyond ties."""
 
@@ -124,3 +122,11 @@ class ScoreMethod(Method):
         groups = Groups.of(tokens)
         kept = top_k(groups.gather(self.score(tokens).float()), groups.valid, k)
         return give_mass(tokens, groups, kept)
+
+
+def name_of(method: type[Method]) -> str:
+    """A method's name: that of its class in lower case, with underscores between words.
+
+    Pieces of one or two letters belong to their neighbour (`ClsAttention` is cls_attention, `KMeans` kmeans).
+    """
+    return re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z]{2})", "_", method.__name__).lower()

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -21,7 +20,6 @@ from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
 from crtc.ward import WardTree, ward_tree
 
-SHIPPED = Path(__file__).parent / "reinforced_glyphs"
 _FROM_TEXT = 4
 Selector = Literal["ward", "farthest", "top_k"]
 
@@ -180,7 +178,6 @@ class Reinforced(Learned):
     licence = "Apache-2.0"
     ways = (True, False)
     clusters = True
-    unready = ""
 
     def __init__(self, width: int, *, question: bool = True, **design: Any):
         super().__init__(width)
@@ -218,11 +215,6 @@ class Reinforced(Learned):
         if d.inhibition and d.graph:
             self.gain = nn.Parameter(torch.tensor(0.0))
             self.threshold = nn.Parameter(torch.tensor(0.8))
-
-    @classmethod
-    def ready(cls, **kwargs: Any) -> Self:
-        """The scorer that ships with the package, for the embedded host."""
-        return cls.from_pretrained(SHIPPED, **kwargs)
 
     def neighbors(self, tokens: Tokens) -> Neighbors | None:
         """The edges among visual tokens, which do not depend on the question; None if the design has no graph."""

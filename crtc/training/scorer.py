@@ -324,7 +324,9 @@ class ScorerTraining(lightning.LightningModule):
             calibration: figures of the calibration split, as `Origin` holds them.
         """
         given: dict[str, Any] = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in self.hparams.items()
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.hparams.items()
+            if not name.startswith("_")  # what the command line leaves there
         }
         for name in ("host", "data", "calibration"):  # folders of this machine say nothing elsewhere
             given[name] = Path(given[name]).name if given[name] and Path(given[name]).exists() else given[name]

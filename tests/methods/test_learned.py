@@ -15,7 +15,6 @@ from crtc.methods import (
     SAGPooling,
     TopKPooling,
     VisionSelector,
-    catalogue,
     get_method,
     trainable,
     trained,
@@ -23,7 +22,7 @@ from crtc.methods import (
 )
 from crtc.methods.learned import Learned
 from crtc.methods.pyg_pooling import _Pooling
-from crtc.methods.reinforced import SHIPPED, Reinforced
+from crtc.methods.reinforced import Reinforced
 from crtc.tokens import Groups, Tokens
 from tests.making import make_tokens
 
@@ -41,12 +40,19 @@ def make(name: str) -> Learned:
     return trainable()[name].for_width(16).eval()
 
 
-def test_peers_are_not_ready_and_ours_is() -> None:
-    assert list(unready()) == PEERS and set(PEERS) < set(catalogue())
-    for name in PEERS:
-        with pytest.raises(ValueError, match="no weights ship"):
-            get_method(name)
-    assert isinstance(get_method("reinforced"), Reinforced)
+@pytest.mark.parametrize("name", trainable())
+def test_weights_ship_for_the_embedded_host(name: str) -> None:
+    scorer = get_method(name)
+    assert type(scorer) is trainable()[name] and not scorer.training
+    assert scorer.origin is not None and scorer.origin.host == "embedded" and scorer.origin.calibration
+    assert not unready()
+
+
+def test_what_has_no_weights_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crtc.methods.learned.SHIPPED", tmp_path)
+    assert list(unready()) == list(trainable())
+    with pytest.raises(ValueError, match="LearnPruner is not ready for use: no weights ship"):
+        get_method("learn_pruner")
 
 
 @every_peer
@@ -63,8 +69,8 @@ def test_a_folder_says_whose_it_is(name: str, tokens: Tokens, tmp_path: Path) ->
 
 
 def test_a_folder_that_names_no_method_is_ours(tmp_path: Path) -> None:
-    shutil.copytree(SHIPPED, tmp_path / "old")
-    config = json.loads((SHIPPED / "config.json").read_text())
+    shutil.copytree(Reinforced.shipped(), tmp_path / "old")
+    config = json.loads((Reinforced.shipped() / "config.json").read_text())
     assert config.pop("method") == "Reinforced"
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
     read = trained(tmp_path / "old", question=False)
@@ -72,7 +78,9 @@ def test_a_folder_that_names_no_method_is_ours(tmp_path: Path) -> None:
     read.save_pretrained(tmp_path)
     for name, value in trained(tmp_path).state_dict().items():
         assert torch.equal(value, read.state_dict()[name])
-    stored, made = (json.loads((folder / "config.json").read_text())["design"] for folder in (SHIPPED, tmp_path))
+    stored, made = (
+        json.loads((folder / "config.json").read_text())["design"] for folder in (Reinforced.shipped(), tmp_path)
+    )
     assert stored == made
 
 

@@ -63,7 +63,7 @@ def test_configuration_makes_the_method() -> None:
     assert serving(method="kmeans", keep=0.25).num_kept(576) == 144
     assert serving(method="vision_zip", keep=0.001).signals == ["cls_attention", "keys"]
     assert serving(method="vision_zip", keep=0.001).num_kept(576) == 1
-    folder = ROOT / "crtc" / "methods" / "reinforced_glyphs"
+    folder = ROOT / "crtc" / "methods" / "glyphs" / "reinforced"
     for given in ({"method": "reinforced"}, {"scorer": str(folder)}):
         blind = serving(**given, settings={"question": False}, count=64)
         assert type(blind.method).__name__ == "Reinforced" and not blind.method.training
