@@ -18,7 +18,7 @@ SHOWN = {
     *{ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"},
     *{"pyramid_drop", "sparsevlm", "tome", "vision_zip", "kmeans", "dpc_knn", "dbdpc", "agglomerative", "div_prune"},
     *{"maximal_marginal_relevance", "scope", "cdpruner", "mmtok", "gprune", "personalized_page_rank"},
-    *{"reinforced", "reinforced blind"},
+    *{"learn_pruner", "vision_selector", "diff_prune", "reinforced", "reinforced blind"},
 }
 """Rows of the README's table; the file that it is cut from has all."""
 

@@ -14,6 +14,10 @@ from PIL import Image
 from crtc.tokens import Plan, Tokens
 
 matplotlib.rcParams["figure.dpi"] = 110
+NAMED = 9
+"""Methods whose curves have a color and a name, beside the scorer and `SOUGHT`: those that keep most where few stay."""
+SOUGHT = {"random", "pool", "cls_attention", "vision_zip", "kmeans", "tome"}
+"""Named too, since most readers look for them."""
 
 
 def curves(summary: dict[str, Any], path: Path | str) -> None:
@@ -26,34 +30,32 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
     figure = Figure(figsize=(16, 6), layout="constrained")
     rows = [row for row in summary["rows"] if row["count"]]
     counts = sorted({row["count"] for row in rows})
-    labels = list(dict.fromkeys(row["method"] for row in rows))
-    colors = dict(zip(labels, matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(labels))), strict=True))
-    markers = dict(zip(labels, cycle("osD^vPX*"), strict=False))
     for place, aware in enumerate((False, True)):
         axes = figure.add_subplot(1, 2, place + 1, sharey=figure.axes[0] if place else None)
-        begin: dict[str, float] = {}
-        for label in labels:
-            mine = [row for row in rows if row["method"] == label and row["question_aware"] == aware]
-            if not mine:
-                continue
-            able = [n for n in counts if any(row["count"] == n for row in mine)]
-            best = [max((row for row in mine if row["count"] == n), key=lambda row: row["accuracy"]) for n in able]
-            value = np.array([[row["relative"][name] for name in ("value", "low", "high")] for row in best], float)
-            if np.isnan(value).all():  # nothing was right with all tokens
-                continue
-            learned = label.startswith("reinforced")
-            begin[label] = float(value[0, 0])
+        lines = {label: line for label, line in _lines(rows, aware).items() if not np.isnan(line[:, 1]).all()}
+        # in the order in which they begin, those last that cannot spend the least counts
+        order = sorted(lines, key=lambda label: (-len(lines[label]), -lines[label][0, 1]))
+        learned = [label for label in order if label.startswith("reinforced")]
+        best = [label for label in order if label not in learned][:NAMED]
+        named = [label for label in order if label in {*learned, *best, *SOUGHT}]
+        colors = dict(zip(named, matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(named))), strict=True))
+        markers = dict(zip(named, cycle("osD^vPX*"), strict=False))
+        rest = [label for label in order if label not in named]
+        for label in [*named, *rest]:
+            count, value, low, high = lines[label].T
+            own = label in learned
             axes.errorbar(
-                able,
-                value[:, 0],
-                yerr=[value[:, 0] - value[:, 1], value[:, 2] - value[:, 0]],
-                label=label,
-                color="black" if learned else colors[label],
+                count,
+                value,
+                yerr=[value - low, high - value],
+                label=label if label in named else f"{len(rest)} more" if label == rest[0] else "_",
+                color="black" if own else colors.get(label, "0.75"),
                 linestyle="--" if "(" in label else "-",  # the scorer of this run beside the shipped one
-                linewidth=2.6 if learned else 1.4,
-                marker="o" if learned else markers[label],
+                linewidth=2.6 if own else 1.4 if label in named else 0.7,
+                marker="o" if own else markers.get(label, ""),
                 markersize=5,
-                capsize=2,
+                capsize=2 if label in named else 0,
+                zorder=2 if label in named else 1,
             )
         axes.axhline(100, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xscale("log", base=2)
@@ -61,15 +63,21 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
         axes.set_xlabel("visual tokens kept per image")
         axes.set_ylabel("accuracy relative to all tokens, %")
         axes.set_title("methods that see the question" if aware else "question-blind methods")
-        lines, names = axes.get_legend_handles_labels()
-        if lines:  # beside the curves, in the order in which they begin
-            order = sorted(range(len(names)), key=lambda i: begin[names[i]], reverse=True)
-            axes.legend(
-                [lines[i] for i in order], [names[i] for i in order],
-                fontsize=8, loc="center right", bbox_to_anchor=(-0.1, 0.5),
-            )  # fmt: skip
+        if lines:
+            axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(-0.1, 0.5))
         axes.grid(alpha=0.3)
     figure.savefig(path)
+
+
+def _lines(rows: list[dict[str, Any]], aware: bool) -> dict[str, npt.NDArray[np.float64]]:
+    """Count, relative accuracy and its interval, at the better setting, of every method that sees as much."""
+    found: dict[str, list[list[float | None]]] = {}
+    mine = [row for row in rows if row["question_aware"] == aware]
+    for label, count in sorted({(row["method"], row["count"]) for row in mine}):
+        here = [row for row in mine if (row["method"], row["count"]) == (label, count)]
+        best = max(here, key=lambda row: row["accuracy"])["relative"]
+        found.setdefault(label, []).append([count, *(best[name] for name in ("value", "low", "high"))])
+    return {label: np.array(line, float) for label, line in found.items()}
 
 
 def overlay(
