@@ -47,7 +47,6 @@ def test_scorers_by_folder(tmp_path: Any) -> None:
         ("kmeans", "runs/mine", {}, "expected exactly one of them"),
         ("kmeens", None, {}, "no method is named 'kmeens'"),
         ("kmeans", None, {"colour": "red"}, "kmeans cannot be made with {'colour': 'red'}"),
-        ("vision_selector", None, {}, "not ready for use"),
     ],
 )
 def test_wrong_methods_are_refused(method: str | None, scorer: str | None, settings: dict[str, Any], said: str) -> None:
