@@ -10,7 +10,8 @@ import torch
 
 from tests.making import make_golden
 from tests.methods.authors.__main__ import GOLDEN, agree, recorded
-from tests.methods.authors.runs import INSIDE, RUNS, Answer, Batch
+from tests.methods.authors.inside import INSIDE, OrderedSet
+from tests.methods.authors.runs import RUNS, Answer, Batch
 from tests.methods.authors.source import Clones, Source
 
 TEXT = """
@@ -96,7 +97,14 @@ def test_files_are_read_at_a_commit(tmp_path: Path, name: str) -> None:
 
 def test_every_golden_file_has_a_run() -> None:
     files = {file.stem for file in GOLDEN.glob("*.json")}
-    assert files == RUNS.keys() | INSIDE and not RUNS.keys() & INSIDE
+    assert files == RUNS.keys() | INSIDE.keys() and not RUNS.keys() & INSIDE.keys()
+
+
+def test_an_ordered_set_keeps_the_order() -> None:
+    members = OrderedSet([5, 1, 3, 1])
+    members.update([4, 5])
+    members.difference_update([1, 7])
+    assert list(members) == [5, 3, 4] and list(members - OrderedSet([3])) == [5, 4]
 
 
 def test_pictures_are_laid_out_for_the_authors() -> None:

@@ -5,7 +5,8 @@
     python -m tests.methods.authors make       # write the files anew
 
 The code is read from clones of the repositories at the commits that the files name, in `--clones FOLDER`; without, they
-are cloned into `clones` here. Nothing of it is in this repository. `check` and `make` give it the pictures of
-`make_golden`, `time` those of `crtc.benchmark.make_pictures`. It runs as it is, in the midst of stand-ins for what it
-does not need here, such as models; how it is called, and what is left out, is in `runs`.
+are cloned into `clones` of this repository, which git ignores. DART's commit is in the fork xqy1111111/DART now, which
+may stand in its place. Nothing of the code is here. `check` and `make` give it the pictures of `make_golden`, `time`
+those of `crtc.benchmark.make_pictures`. It runs as it is among stand-ins for what it does not need here, such as
+models; how it is called, and what is left out, is in `runs` and `inside`.
 """

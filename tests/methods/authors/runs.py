@@ -4,9 +4,11 @@ A run has all it needs before the clock starts. It is given the whole batch wher
 one. Model forward passes are not in it, and no line is changed but for whole numbers that hold the size of a grid.
 """
 
+import io
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -36,6 +38,7 @@ class Batch:
         attention: of the [CLS] token.
         received: from all tokens.
         shallow: the same in a shallow layer.
+        tokens: all of this, and what the language model tells of it.
     """
 
     x: Float[Tensor, "B N D"]
@@ -45,14 +48,15 @@ class Batch:
     attention: Float[Tensor, "B N"]
     received: Float[Tensor, "B N"]
     shallow: Float[Tensor, "B N"]
+    tokens: Tokens
 
     @classmethod
     def of(cls, tokens: Tokens) -> "Batch":
         """The pictures of `tokens`, one in each sequence."""
-        places = Groups.of(tokens).index
+        places, signals = Groups.of(tokens).index, tokens.signals
         names = ("features", "keys", "cls_attention", "received_attention", "shallow_attention")
-        signals = [getattr(tokens.signals, name)[places] for name in names]
-        return cls(tokens.x[places], text_of(tokens).gather(tokens.x), *signals)
+        rows = {name.split("_")[0]: getattr(signals, name)[places] for name in names}
+        return cls(tokens.x[places], text_of(tokens).gather(tokens.x), attention=rows.pop("cls"), tokens=tokens, **rows)
 
     @property
     def size(self) -> int:
@@ -61,7 +65,7 @@ class Batch:
 
     def alone(self) -> "list[Batch]":
         """Its pictures as batches of one."""
-        return [Batch(*(getattr(self, f.name)[[place]] for f in fields(self))) for place in range(len(self.x))]
+        return [Batch.of(self.tokens.select(torch.tensor([place]))) for place in range(len(self.x))]
 
 
 @dataclass(frozen=True)
@@ -203,30 +207,47 @@ def tcformer(source: Source, batch: Batch, k: int) -> Run:
     return Run(go, merged)
 
 
-def sparsevlm_merging(source: Source, batch: Batch, k: int, *, neighbors: None) -> Run:
-    """Its clustering and merging without the noise on the densities; one by one, a batch takes gigabytes."""
+def quiet() -> dict[str, Any]:
+    """What SparseVLM's clustering sees: no noise, and the one function of einops that it calls."""
 
     def rearrange(x: Tensor, pattern: str) -> Tensor:
         return x[:, :, None] if pattern.endswith("l () r") else x[:, None]
 
-    around = {"torch": torch_with(rand=torch.zeros), "ein": SimpleNamespace(rearrange=rearrange)}
-    code, alone = source.define("index_points", "cluster_and_merge", **around)["cluster_and_merge"], batch.alone()
+    return {"torch": torch_with(rand=torch.zeros), "ein": SimpleNamespace(rearrange=rearrange)}
+
+
+def sparsevlm_merging(source: Source, batch: Batch, k: int, *, neighbors: None) -> Run:
+    """Its clustering and merging without the noise on the densities; one by one, a batch takes gigabytes."""
+    code, alone = source.define("index_points", "cluster_and_merge", **quiet())["cluster_and_merge"], batch.alone()
     return Run(lambda: [code(one.x, k)[0] for one in alone], merged)
+
+
+PACT = (
+    "normal_compute_pairwise_distances",
+    "DBDPC",
+    "compute_fastest_cluster_means_with_arbitrary_ids",
+    "merge_clusters",
+    "token_reduction",
+)
+"""The definitions that its clustering takes."""
 
 
 def dbdpc(source: Source, batch: Batch, k: int, *, cutoff: float) -> Run:
     """Its clustering and merging with its own settings; it keeps what the cutoff gives, whatever k is."""
-    code = source.define(
-        "normal_compute_pairwise_distances",
-        "DBDPC",
-        "compute_fastest_cluster_means_with_arbitrary_ids",
-        "merge_clusters",
-        "token_reduction",
-    )["token_reduction"]
-    settings = SimpleNamespace(
-        synchro=False, avoid_numerical_instability_DBDPC=True, take_mean=True, get_mean_position_id=False
-    )
+    code, settings = source.define(*PACT)["token_reduction"], pact_settings(source)
     return Run(lambda: [code(x, x, cutoff, [], settings) for x in batch.x], clustered)
+
+
+def pact_settings(source: Source) -> Any:
+    """What PACT reads from its own file of settings."""
+    text = source.beside("configs/pact.json").text
+    around = {
+        "os": SimpleNamespace(path=SimpleNamespace(exists=lambda _: True), getenv=lambda *_: None),
+        "open": lambda *_: io.StringIO(text),
+        "json": json,
+        "SimpleNamespace": SimpleNamespace,
+    }
+    return source.define("load_config", **around)["load_config"]("configs/pact.json")
 
 
 def agglomerative(source: Source, batch: Batch, k: int, *, linkage: str) -> Run:
@@ -346,7 +367,10 @@ def holov(source: Source, batch: Batch, k: int) -> Run:
 
 
 def apet(source: Source, batch: Batch, k: int) -> Run:
-    """Up to the order of the errors, on the batch, with the token nearest to the mean for the one that it draws."""
+    """The choice and the merging, on the batch, with the token nearest to the mean for the one that it draws.
+
+    Between the two it would write the basis over other tokens and go on in half precision.
+    """
     mean = batch.features.mean(1, keepdim=True)
     first = (batch.features - mean).square().sum(-1).argmin(1)
     fps = source.beside("llava/model/utils.py").define("fps", torch=torch_with(randint=lambda *_, **__: first))["fps"]
@@ -358,12 +382,18 @@ def apet(source: Source, batch: Batch, k: int) -> Run:
         wanted=("fps_indices", "errors_indices"),
         fps=fps,
     )
+    merge = source.define(f"{LLAVA}.token_merging")["token_merging"]
     model = SimpleNamespace(model=SimpleNamespace(basis_token_num=10))
+
+    def go() -> tuple[Tensor, Tensor]:
+        basis, order = code(model, batch.features, "fps", k)
+        merge(model, batch.features.clone(), order, 10)
+        return basis, order
 
     def read(parts: tuple[Int[Tensor, "B Z D"], Int[Tensor, "B K"]]) -> list[Answer]:
         return chosen(torch.cat([parts[0][..., 0], parts[1][:, :-10]], 1))
 
-    return Run(lambda: code(model, batch.features, "fps", k), read)
+    return Run(go, read)
 
 
 def idpruner(source: Source, batch: Batch, k: int) -> Run:
@@ -440,5 +470,3 @@ RUNS: dict[str, Callable[..., Run]] = {
     "cross_modal_similarity": trim,
 }
 """By the name of the file in `golden`; of the files that share a run, the first one is timed."""
-INSIDE = frozenset({"dart", "fastv", "pact", "pact_wide", "pyramid_drop", "sparsevlm", "sparsevlm_without_recycling"})
-"""Files of methods inside the language model, which have no run yet."""

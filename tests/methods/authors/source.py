@@ -15,7 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,8 @@ class Source:
     """
 
     def __init__(self, text: str, name: str, beside: "Callable[[str], Source] | None" = None):
-        self.name = name
+        self.name, self.text = name, text
         self._beside = beside
-        self.tree = ast.parse(text)
         # torch.jit.script reads the lines of a function again
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
@@ -128,7 +127,7 @@ class Source:
         Args:
             inside: name of the function they are in.
             first: variable that the first one assigns.
-            last: variable that the last one assigns, in the same block.
+            last: variable that the last one assigns, in the same block, or some statement inside the last one.
             given: parameters.
             wanted: variables to return, in a tuple.
             only: if any, statements that assign none of these are left out.
@@ -148,8 +147,12 @@ class Source:
         exec(compile(ast.Module(body, []), self.name, "exec"), space)
         return space
 
+    @cached_property
+    def _tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
     def _find(self, name: str) -> ast.stmt:
-        block = self.tree.body
+        block = self._tree.body
         for part in name.split("."):
             found = [one for one in block if isinstance(one, ast.FunctionDef | ast.ClassDef) and one.name == part]
             if not found:
@@ -169,10 +172,10 @@ class _Renumbered(ast.NodeTransformer):
 
 
 def _between(function: ast.stmt, first: str, last: str) -> list[ast.stmt]:
-    """Of the outermost block that assigns both, all from the first `first` to the last `last`."""
+    """Of the outermost block that assigns both, all from the first `first` to the last `last`, on its own or within."""
     for block in _blocks(function):
         begins = [place for place, one in enumerate(block) if first in _assigned(one)]
-        ends = [place for place, one in enumerate(block) if last in _assigned(one)]
+        ends = [place for place, one in enumerate(block) if any(last in _assigned(part) for part in ast.walk(one))]
         if begins and ends and begins[0] <= ends[-1]:
             return block[begins[0] : ends[-1] + 1]
     raise ValueError(f"no block of {getattr(function, 'name', function)} assigns {first} and then {last}")
@@ -186,7 +189,7 @@ def _blocks(function: ast.stmt) -> Iterator[list[ast.stmt]]:
                 yield block
 
 
-def _assigned(statement: ast.stmt) -> set[str]:
+def _assigned(statement: ast.AST) -> set[str]:
     """Variables that a statement itself assigns, wholly or in part."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     names: set[str] = set()
