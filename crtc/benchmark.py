@@ -329,7 +329,7 @@ def owners(plan: Plan, tokens: Tokens) -> Int[Tensor, "G M"]:
 
 
 def duel(name: str, tokens: Tokens, k: Int[Tensor, " G"], repeats: int) -> Duel:
-    """Run a method and its loop in turn, so that a busy machine slows both.
+    """Time a method beside its loop.
 
     Args:
         name: of a method that has a loop.
@@ -348,15 +348,24 @@ def duel(name: str, tokens: Tokens, k: Int[Tensor, " G"], repeats: int) -> Duel:
 
     with torch.no_grad():
         ours, theirs = owners(batched(), tokens), one_by_one()
-        pairs = np.array([[_seconds(batched), _seconds(one_by_one)] for _ in range(repeats)])
+    mine, other, faster = race(batched, one_by_one, repeats)
     place = torch.arange(ours.shape[1])
     same: Bool[Tensor, " G"] = ((ours == place) == (theirs == place)).all(1)
+    alike = float((ours == theirs).double().mean())
+    return Duel(name, mine, other, faster, int(same.sum()), alike, len(ours))
+
+
+def race(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> tuple[float, float, Interval]:
+    """Milliseconds of each, medians, and theirs over ours with its 95 % bootstrap interval over the repeats.
+
+    The two take turns, so that a busy machine slows both; both should have run once before.
+    """
+    with torch.no_grad():
+        pairs = np.array([[_seconds(ours), _seconds(theirs)] for _ in range(repeats)])
     mine, other = 1e3 * np.median(pairs, axis=0)
     draws = np.median(pairs[_resampled(repeats)], axis=1)
     low, high = np.percentile(draws[:, 1] / draws[:, 0], [2.5, 97.5])
-    faster = Interval(float(other / mine), float(low), float(high))
-    alike = float((ours == theirs).double().mean())
-    return Duel(name, float(mine), float(other), faster, int(same.sum()), alike, len(ours))
+    return float(mine), float(other), Interval(float(other / mine), float(low), float(high))
 
 
 def planning(method: Method, tokens: Tokens, k: Int[Tensor, " G"], repeats: int, *, patience: float = 10.0) -> Interval:
@@ -429,16 +438,9 @@ def benchmark(
         except ValueError as error:
             skipped[name] = str(error)
     settings = {"batch": batch, "tokens": size, "count": count, "channels": channels, "repeats": repeats, "seed": seed}
-    machine = {
-        "crtc": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
     content = {
         "settings": settings,
-        "machine": machine,
+        "machine": machine(),
         "duels": [{**vars(one), "faster": vars(one.faster)} for one in duels],
         "planning": {name: vars(interval) for name, interval in times.items()},
         "skipped": skipped,
@@ -446,36 +448,50 @@ def benchmark(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
-    tables = _tables(duels, times, skipped, settings, machine)
+    tables = _tables(duels, times, skipped, settings)
     (folder / "table.md").write_text(tables + "\n")
     return tables
 
 
-def _tables(
-    duels: Sequence[Duel],
-    times: dict[str, Interval],
-    skipped: dict[str, str],
-    settings: dict[str, int],
-    machine: dict[str, Any],
-) -> str:
-    lines = [
+def machine() -> dict[str, Any]:
+    """What times depend on beside the settings."""
+    return {
+        "crtc": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def told(settings: dict[str, int]) -> str:
+    """The settings and the machine in a sentence."""
+    here = machine()
+    return (
         f"{settings['batch']} pictures of {settings['tokens']} tokens with {settings['channels']} channels, "
-        f"{settings['count']} kept, {settings['repeats']} repeats, {machine['threads']} threads of "
-        f"{machine['device']}, torch {machine['torch']}."
-    ]
+        f"{settings['count']} kept, {settings['repeats']} repeats, {here['threads']} threads of "
+        f"{here['device']}, torch {here['torch']}."
+    )
+
+
+def written(interval: Interval) -> str:
+    """A number with its interval."""
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _tables(
+    duels: Sequence[Duel], times: dict[str, Interval], skipped: dict[str, str], settings: dict[str, int]
+) -> str:
+    lines = [told(settings)]
     if duels:
         lines += ["", "| method | batched, ms | one by one, ms | times as fast | same kept sets | same owners, % |"]
         lines.append("|---" * 6 + "|")
         lines += [
-            f"| {one.method} | {one.batched:.1f} | {one.loop:.1f} | {_written(one.faster)} "
+            f"| {one.method} | {one.batched:.1f} | {one.loop:.1f} | {written(one.faster)} "
             f"| {one.equal} of {one.pictures} | {100 * one.alike:.2f} |"
             for one in duels
         ]
     lines += ["", "| method | planning, ms per picture |", "|---|---|"]
-    lines += [f"| {name} | {_written(interval)} |" for name, interval in times.items()]
+    lines += [f"| {name} | {written(interval)} |" for name, interval in times.items()]
     lines += [f"\n{name} was skipped: {reason}." for name, reason in skipped.items()]
     return "\n".join(lines)
-
-
-def _written(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

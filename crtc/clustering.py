@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from crtc.batching import sums
 from crtc.tokens import DROPPED
 
 Linkage = Literal["average", "single", "complete"]
@@ -75,6 +76,7 @@ def k_means_plus_plus(
     steps, rows = int(k.max()), torch.arange(len(x), device=x.device)
     draws = torch.rand(steps, generator=torch.Generator().manual_seed(seed)).to(x.device).double()
     length = x.square().sum(-1)
+    columns = x.transpose(1, 2).contiguous()  # for products with one row, many times as fast on a CPU
     left = valid.clone()
     nearest = left.float()
     first = torch.zeros(len(x), steps, dtype=torch.long, device=x.device)
@@ -86,7 +88,7 @@ def k_means_plus_plus(
         place = torch.where(step < k, drawn, first[:, 0])
         first[:, step] = place
         left[rows, place] = False
-        product = (x @ x[rows, place][..., None])[..., 0]
+        product = (x[rows, place][:, None] @ columns)[:, 0]
         distance = (length + length[rows, place][:, None] - 2 * product).clamp(min=0)
         nearest = distance if step == 0 else torch.minimum(nearest, distance)
     return first
@@ -119,9 +121,9 @@ def _means(
     real: Bool[Tensor, "G K"],
     spherical: bool,
 ) -> Float[Tensor, "G K D"]:
-    """Centres of the clusters. A product, not a scatter, whose order of summing may change from run to run on a GPU."""
-    member = _members(label, valid, real).to(x.dtype)
-    mean = member.transpose(1, 2) @ x / member.sum(1).clamp(min=1)[..., None]
+    """Centres of the clusters."""
+    number = torch.zeros_like(real, dtype=torch.long).scatter_add(1, label, valid.long())
+    mean = sums(x * valid[..., None], label, real.shape[1]) / number.clamp(min=1)[..., None]
     return F.normalize(mean, dim=-1) if spherical else mean
 
 

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+_LOOKS = 32
+"""Tokens that `coverage` looks at side by side."""
+
 
 def max_min(
     distance: Float[Tensor, "G M M"],
@@ -63,6 +66,12 @@ def farthest_points(
         return nearest if weight is None else nearest * weight
 
     return _greedy(first, after, valid, k)
+
+
+def most_central(points: Float[Tensor, "G M Z"], valid: Bool[Tensor, "G M"]) -> Int[Tensor, " G"]:
+    """The point nearest to the mean of its group; padding is 0."""
+    mean = points.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
+    return (points - mean).square_().sum(-1).masked_fill(~valid, torch.inf).argmin(1)
 
 
 def min_sum(
@@ -122,35 +131,42 @@ def suppression(
 
 
 def coverage(
-    benefit: Float[Tensor, "G R M"],
+    benefit: Float[Tensor, "G M R"],
     valid: Bool[Tensor, "G M"],
     k: Int[Tensor, " G"],
     weight: Float[Tensor, "G M"] | None = None,
 ) -> Bool[Tensor, "G M"]:
-    """Maximum coverage (facility location): next adds most to `sum_r max_{chosen} benefit`.
+    """Maximum coverage (facility location): next adds most to `sum_r max_{chosen} benefit`. O(R) a look.
 
-    O(C M) a step, where C of the R things are covered better than before: all at first, R / i or so in step i.
+    What a token would add only shrinks (Minoux, 1978), so a step looks again at the `_LOOKS` tokens that promise most,
+    and at as many more while one not looked at promises more than the best.
 
     Args:
         benefit: what every token gives to each of R things to be covered, not negative.
         weight: factor on what a token adds; plain coverage without.
     """
     rows = torch.arange(len(benefit), device=benefit.device)
-    covered = torch.zeros(benefit.shape[:2], dtype=benefit.dtype, device=benefit.device)
-    added = benefit.sum(1)
+    start = rows[:, None] * benefit.shape[1]
+    benefit = benefit.detach()
+    covered = torch.zeros_like(benefit[:, 0])
+    promise = benefit.sum(-1) if weight is None else benefit.sum(-1) * weight
+    first = _best(promise, valid)
+    gone = ~valid
 
     def after(current: Int[Tensor, " G"]) -> Float[Tensor, "G M"]:
-        nonlocal covered, added
-        better = (benefit[rows, :, current] - covered).clamp(min=0)
-        changed = better.topk(int((better > 0).sum(1).max()), dim=1).indices  # few after the first steps
-        given = benefit[rows[:, None], changed]  # whole rows, many times as fast to copy as to gather
-        before = covered.gather(1, changed)[..., None]
-        covered = covered + better
-        now = covered.gather(1, changed)[..., None]
-        added = added - given.clamp_(before, now).sub_(before).sum(1)
-        return added if weight is None else added * weight
+        nonlocal covered
+        covered = torch.maximum(covered, benefit[rows, current])
+        gone[rows, current] = True
+        seen = gone.clone()
+        while not bool(seen[rows, promise.masked_fill(gone, -torch.inf).argmax(1)].all()):
+            top = promise.masked_fill(seen, -torch.inf).topk(min(_LOOKS, seen.shape[1]), dim=1).indices
+            more = benefit.flatten(0, 1).index_select(0, (start + top).flatten()).view(*top.shape, -1)
+            added = more.sub_(covered[:, None]).clamp_(min=0).sum(-1)
+            promise.scatter_(1, top, added if weight is None else added * weight.gather(1, top))
+            seen.scatter_(1, top, True)
+        return promise
 
-    return _greedy(_best(added if weight is None else added * weight, valid), after, valid, k)
+    return _greedy(first, after, valid, k)
 
 
 def dpp(kernel: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"]) -> Bool[Tensor, "G M"]:
@@ -198,9 +214,14 @@ def _greedy(
 ) -> Bool[Tensor, "G M"]:
     """Begin with `first`; `after(current)` takes note of the last choice and says what each token would add now."""
     rows = torch.arange(len(valid), device=valid.device)
-    chosen = torch.zeros_like(valid)
-    current = first
-    for step in range(int(k.max())):
-        chosen[rows, current] |= step < k
-        current = _best(after(current), valid & ~chosen)
-    return chosen
+    gone, current = ~valid, first
+    order: list[Tensor] = []
+    for _ in range(int(k.max())):
+        order.append(current)
+        gone[rows, current] = True
+        current = after(current).masked_fill(gone, -torch.inf).argmax(1)
+    step = torch.arange(len(order), device=valid.device)
+    # places may come again once all of a group are gone, behind its k
+    found = torch.zeros_like(valid, dtype=torch.long)
+    found.scatter_add_(1, torch.stack(order, 1), (step < k[:, None]).long())
+    return found > 0

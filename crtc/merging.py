@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from crtc.batching import sums
 from crtc.tokens import DROPPED, Groups, Plan, Tokens
 
 
@@ -74,8 +75,8 @@ def central_members(
     """
     x = x.float()
     places = torch.arange(label.shape[1], device=label.device).expand_as(label)
-    member = (label[:, None] == places[..., None]) & valid[:, None]  # a product, so that sums do not vary on a GPU
-    mean = F.normalize(member.to(x.dtype) @ x, dim=-1).gather(1, label[..., None].expand_as(x))
+    total = sums(x * valid[..., None], label, label.shape[1])
+    mean = F.normalize(total, dim=-1).gather(1, label[..., None].expand_as(x))
     central = (F.normalize(x, dim=-1) * mean).sum(-1)
     best = central.new_full(central.shape, -torch.inf).scatter_reduce(
         1, label, central.masked_fill(~valid, -torch.inf), "amax"

@@ -206,8 +206,9 @@ class Groups:
 
     def gather(self, rows: Tensor) -> Tensor:
         """`rows` [N, ...] as [G, M, ...], zero where padded."""
-        picked = rows[self.index]
-        return picked * self.valid.view(*self.valid.shape, *[1] * (rows.ndim - 1)).to(rows.dtype)
+        # several times as fast as rows[self.index] on a CPU
+        picked = rows.index_select(0, self.index.flatten()).view(*self.index.shape, *rows.shape[1:])
+        return picked.mul_(self.valid.view(*self.valid.shape, *[1] * (rows.ndim - 1)).to(rows.dtype))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crtc import greedy
 from crtc.greedy import coverage, dpp, farthest_points, marginal_relevance, max_min, min_sum, suppression
 
 SIZES, K = [9, 5, 1], [4, 5, 1]
@@ -90,8 +91,10 @@ def test_marginal_relevance(trade: float) -> None:
     assert picked(marginal_relevance(relevance, likeness, valid, k, trade)) == expected
 
 
+@pytest.mark.parametrize("looks", [1, 2, 32])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_coverage(weighted: bool) -> None:
+def test_coverage(weighted: bool, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greedy, "_LOOKS", looks)
     _, valid, k = batch(0)
     random = torch.Generator().manual_seed(5)
     benefit = torch.rand(3, 7, max(SIZES), generator=random).double()
@@ -106,7 +109,7 @@ def test_coverage(weighted: bool) -> None:
         return of
 
     expected = [alone(gain(g), SIZES[g], K[g]) for g in range(3)]
-    assert picked(coverage(benefit, valid, k, weight)) == expected
+    assert picked(coverage(benefit.transpose(1, 2), valid, k, weight)) == expected
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from crtc.greedy import farthest_points
+from crtc.greedy import farthest_points, most_central
 from crtc.merging import make_plan, mean, nearest_kept
 from crtc.methods.method import Method
 from crtc.selection import top_k
@@ -45,9 +45,8 @@ class ApET(Method):
         groups = Groups.of(tokens)
         assert tokens.signals.features is not None
         x = groups.gather(tokens.signals.features).float()
-        mean_of_all = x.sum(1, keepdim=True) / groups.valid.sum(1)[:, None, None]
-        offset = (x - mean_of_all).square().sum(-1).masked_fill(~groups.valid, torch.inf)
-        basis = farthest_points(x, offset.argmin(1), groups.valid, k.clamp(max=self.basis))
+        first = most_central(x, groups.valid)
+        basis = farthest_points(x, first, groups.valid, k.clamp(max=self.basis))
         kept = top_k(reconstruction_error(x, basis).masked_fill(basis, torch.inf), groups.valid, k)
         hosts = torch.where((k <= self.basis)[:, None], basis, kept & ~basis)
         owner = nearest_kept(x, hosts, groups.valid)

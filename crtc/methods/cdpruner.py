@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.greedy import dpp
 from crtc.merging import give_mass
 from crtc.methods.method import Method
@@ -46,5 +47,9 @@ class CDPruner(Method):
         low = relevance.masked_fill(~groups.valid, torch.inf).amin(1, keepdim=True)
         high = relevance.masked_fill(~groups.valid, -torch.inf).amax(1, keepdim=True)
         scaled = torch.where(high - low > 1e-6, (relevance - low + 1e-6) / (high - low).clamp(min=1e-6), 1.0)
-        kernel = scaled[:, :, None] * cosine(groups.gather(tokens.x)) * scaled[:, None]
+        (kernel,) = by_group(_kernel, groups.gather(tokens.x), scaled)
         return give_mass(tokens, groups, dpp(kernel, groups.valid, k))
+
+
+def _kernel(x: Float[Tensor, "G M D"], quality: Float[Tensor, "G M"]) -> tuple[Float[Tensor, "G M M"]]:
+    return ((quality[:, :, None] * cosine(x)).mul_(quality[:, None]),)

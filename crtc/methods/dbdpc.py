@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.merging import make_plan, mean
 from crtc.methods.method import Method
 from crtc.similarity import cosine
@@ -52,45 +53,64 @@ class DBDPC(Method):
         groups = Groups.of(tokens)
         rows = tokens.signals.keys if self.metric == "keys" else tokens.x
         assert rows is not None
-        valid = groups.valid
-        place = torch.arange(valid.shape[1], device=k.device)
-        distance = (1 - cosine(groups.gather(rows))).clamp(min=0)
-        # rounding must not decide between the two of a pair, nor part a token from itself
-        distance = torch.minimum(distance, distance.transpose(1, 2)).masked_fill(place == place[:, None], 0)
-        distance = distance.masked_fill(~(valid[:, None] & valid[..., None]), torch.inf)
-        rho = (-(distance / 2).square()).exp().sum(-1)
-        denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
-        centre = farthest_added(distance, peaks_up_to(distance, denser, valid, k, self.cutoff or 0.0), valid, k)
-        owner = distance.masked_fill(~centre[:, None], torch.inf).argmin(-1)
-        owner = torch.where(centre, place, owner).masked_fill(~valid, DROPPED)
-        return make_plan(tokens, groups, owner, mean(owner, valid))
+        distance, density = by_group(spread, groups.gather(rows), groups.valid, groups.valid)
+        centre = peaks_up_to(distance, density, groups.valid, k, self.cutoff or 0.0)
+        _, owner = by_group(nearest_centre, distance, farthest_added(distance, centre, groups.valid, k))
+        owner = owner.masked_fill(~groups.valid, DROPPED)
+        return make_plan(tokens, groups, owner, mean(owner, groups.valid))
+
+
+def spread(
+    x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], counted: Bool[Tensor, "G M"]
+) -> tuple[Float[Tensor, "G M M"], Float[Tensor, "G M"]]:
+    """Cosine distance of all pairs, infinite to padding, and how densely the counted tokens lie around each."""
+    distance = (1 - cosine(x)).clamp_(min=0)
+    # rounding must not decide between the two of a pair, nor part a token from itself
+    distance = torch.minimum(distance, distance.transpose(1, 2))
+    distance.diagonal(dim1=1, dim2=2).fill_(0)
+    wall = torch.where(valid, 0.0, torch.inf)
+    distance.add_(wall[:, None]).add_(wall[..., None])
+    return distance, (-(distance / 2).square_()).exp_().mul_(counted[:, None]).sum(-1)
+
+
+def nearest_centre(
+    distance: Float[Tensor, "G M M"], centre: Bool[Tensor, "G M"]
+) -> tuple[Float[Tensor, "G M"], Int[Tensor, "G M"]]:
+    """For every token the distance to the nearest centre, and which it is: itself for a centre."""
+    nearest, owner = (distance + torch.where(centre, 0.0, torch.inf)[:, None]).min(-1)
+    return nearest, torch.where(centre, torch.arange(centre.shape[1], device=centre.device), owner)
 
 
 def peaks(
     distance: Float[Tensor, "G M M"],
-    denser: Bool[Tensor, "G M M"],
+    density: Float[Tensor, "G M"],
     valid: Bool[Tensor, "G M"],
     cutoff: Float[Tensor, " G"],
+    most: int | None = None,
 ) -> Bool[Tensor, "G M"]:
     """Tokens that no denser centre is near to.
 
     Args:
-        denser: whether column j is denser than row i.
+        distance: symmetric, 0 to itself.
+        density: of every token; of equal ones the earlier is denser.
+        valid: which may be peaks.
         cutoff: largest distance that is near.
+        most: how many to look for, the densest; all without.
     """
-    near = distance <= cutoff[:, None, None]
+    rows = torch.arange(len(valid), device=valid.device)
     centre, left = torch.zeros_like(valid), valid
-    while bool(left.any()):
-        # those without a denser one near among the rest are centres in any case: the densest of all is one of them
-        fresh = left & ~(near & denser & left[:, None]).any(-1)
-        centre = centre | fresh
-        left = left & ~(near & fresh[:, None]).any(-1)
+    for _ in range(valid.shape[1] if most is None else most):
+        if not bool(left.any()):
+            break
+        densest = density.masked_fill(~left, -torch.inf).argmax(1)
+        centre[rows, densest] |= left[rows, densest]
+        left = left & (distance[rows, densest] > cutoff[:, None])
     return centre
 
 
 def peaks_up_to(
     distance: Float[Tensor, "G M M"],
-    denser: Bool[Tensor, "G M M"],
+    density: Float[Tensor, "G M"],
     valid: Bool[Tensor, "G M"],
     k: Int[Tensor, " G"],
     cutoff: float,
@@ -98,10 +118,10 @@ def peaks_up_to(
     """The peaks of the smallest cutoff, from the given one on, that leaves no more than `k[g]`, found by halving."""
     low = torch.full(k.shape, cutoff, dtype=distance.dtype, device=k.device)
     high = torch.full_like(low, 2.5)  # all is near, the densest token is the only peak
-    best, middle = peaks(distance, denser, valid, high), low
+    best, middle = peaks(distance, density, valid, high), low
     done = torch.zeros_like(k, dtype=torch.bool)
     for _ in range(1 + _HALVINGS):
-        found = peaks(distance, denser, valid, middle)
+        found = peaks(distance, density, valid & ~done[:, None], middle, int(k.max()) + 1)
         fits = found.sum(1) <= k
         # a group that has its k stays as it is, whatever the others of the batch still need
         high = torch.where(fits & ~done, middle, high)
@@ -119,9 +139,11 @@ def farthest_added(
 ) -> Bool[Tensor, "G M"]:
     """The centres, and the tokens farthest from all of them one after the other, until there are `k[g]`."""
     rows = torch.arange(len(k), device=k.device)
-    centre = centre.clone()
+    centre, missing = centre.clone(), int((k - centre.sum(1)).max())
+    if missing == 0:
+        return centre
     nearest = distance.masked_fill(~centre[:, None], torch.inf).amin(-1)
-    for _ in range(int((k - centre.sum(1)).max())):
+    for _ in range(missing):
         lacks = centre.sum(1) < k
         farthest = nearest.masked_fill(centre | ~valid, -torch.inf).argmax(1)
         centre[rows, farthest] |= lacks

@@ -1,9 +1,10 @@
 """G-Prune: importance that flows over the graph of similar tokens (2501.02268)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.methods.method import ScoreMethod
 from crtc.similarity import cosine
 from crtc.tokens import Groups, Tokens
@@ -41,15 +42,20 @@ class GPrune(ScoreMethod):
     def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
         """Norms after the flow, divided by degrees."""
         groups = Groups.of(tokens)
-        x = groups.gather(tokens.x).float()
+        (flown,) = by_group(self.flown, groups.gather(tokens.x), groups.valid)
+        score = torch.zeros(len(tokens), device=flown.device)
+        score[tokens.candidates] = flown[groups.valid]
+        return score
+
+    def flown(self, x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"]) -> tuple[Float[Tensor, "G M"]]:
+        """The score of every token of its group."""
+        x = x.float()
         likeness = cosine(x)
         # A token always is its own neighbour, also where its features are zero or it is padding.
         own = torch.eye(likeness.shape[1], dtype=torch.bool, device=x.device)
-        edge = (likeness >= self.threshold) & groups.valid[:, None] | own
-        walk = (likeness / self.temperature).masked_fill(~edge, -torch.inf).softmax(-1)
+        edge = (likeness >= self.threshold) & valid[:, None] | own
+        walk = torch.where(edge, likeness / self.temperature, -torch.inf).softmax(-1)
         weight = x.norm(dim=-1)[:, None]
         for _ in range(self.steps):
             weight = weight @ walk
-        score = torch.zeros(len(tokens), device=x.device)
-        score[tokens.candidates] = (weight[:, 0] / edge.sum(-1))[groups.valid]
-        return score
+        return (weight[:, 0] / edge.sum(-1),)

@@ -50,35 +50,43 @@ class HoloV(Method):
         assert tokens.signals.cls_attention is not None
         attention = groups.gather(tokens.signals.cls_attention.float())
         label = stretches(raster(groups.gather(tokens.grid), groups.valid), groups.valid, self.crops)
-        member = (label[..., None] == torch.arange(self.crops, device=k.device)) & groups.valid[..., None]
-        variety = self.variety(cosine(groups.gather(tokens.x)), label, groups.valid)
-        parts = shares(self.means(attention, variety, member), k)
-        same = (label[:, None] == label[..., None]) & groups.valid[:, None]
-        place = torch.arange(label.shape[1], device=label.device)
-        ahead = (attention[:, None] > attention[..., None]) | (
-            (attention[:, None] == attention[..., None]) & (place < place[:, None])
-        )
-        first = (same & ahead).sum(-1) < parts.gather(1, label)
+        inside, real = self.side_by_side(label.masked_fill(~groups.valid, self.crops))
+        attended = attention.gather(1, inside.flatten(1)).view(inside.shape)
+        rows = tokens.x[groups.index.gather(1, inside.flatten(1))].view(-1, inside.shape[2], tokens.x.shape[1])
+        variety = self.variety(cosine(rows), real.flatten(0, 1)).view(inside.shape)
+        parts = shares(self.means(attended, variety, real), k)
+        order = attended.masked_fill(~real, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        rank = torch.arange(order.shape[-1], device=k.device)
+        first = torch.zeros_like(real).scatter(-1, order, rank < parts[..., None]) & real
+        first = torch.zeros_like(groups.valid).scatter_add(1, inside.flatten(1), first.flatten(1))
         return give_mass(tokens, groups, top_k(attention.masked_fill(first, torch.inf), groups.valid, k))
 
-    def variety(
-        self, likeness: Float[Tensor, "G M M"], label: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"]
-    ) -> Float[Tensor, "G M"]:
+    def side_by_side(self, label: Int[Tensor, "G M"]) -> tuple[Int[Tensor, "G C L"], Bool[Tensor, "G C L"]]:
+        """The places of every crop's tokens, in their order, and which of them are real."""
+        member = label[..., None] == torch.arange(self.crops, device=label.device)
+        count = member.sum(1)
+        start = count.cumsum(1) - count
+        within = torch.arange(int(count.max()), device=label.device)
+        at = (start[..., None] + within).clamp(max=label.shape[1] - 1)
+        places = label.argsort(dim=1, stable=True).gather(1, at.flatten(1))
+        return places.view(at.shape), within < count[..., None]
+
+    def variety(self, likeness: Float[Tensor, "C L L"], real: Bool[Tensor, "C L"]) -> Float[Tensor, "C L"]:
         """Variance of every token's cosines within its crop, by the code's formula, where its own counts as 0."""
-        same = (label[:, None] == label[..., None]) & valid[:, None] & valid[..., None]
-        own = torch.eye(label.shape[1], dtype=torch.bool, device=label.device)
+        same = real[:, None] & real[..., None]
+        own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
         others = (same.sum(-1, keepdim=True) - 1).clamp(min=1)
         seen = likeness.masked_fill(~same | own, 0)
         mean = seen.sum(-1, keepdim=True) / others
         return ((seen - mean).square() * same).sum(-1) / others[..., 0]
 
     def means(
-        self, attention: Float[Tensor, "G M"], variety: Float[Tensor, "G M"], member: Bool[Tensor, "G M C"]
+        self, attention: Float[Tensor, "G C L"], variety: Float[Tensor, "G C L"], real: Bool[Tensor, "G C L"]
     ) -> Float[Tensor, "G C"]:
         """Mean score of every crop, 0 where it is empty."""
-        count = member.sum(1).clamp(min=1)
-        attended = (1e3 * attention[..., None] * member).sum(1) / count
-        varied = (variety[..., None] * member).sum(1) / count
+        count = real.sum(-1).clamp(min=1)
+        attended = (1e3 * attention * real).sum(-1) / count
+        varied = (variety * real).sum(-1) / count
         return attended + self.alpha * varied * attended / (varied + _TINY)
 
 

@@ -1,9 +1,10 @@
 """ID-Selection: importance that fades around every token that is kept (2604.05601)."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.greedy import suppression
 from crtc.merging import give_mass
 from crtc.methods.method import Method
@@ -45,6 +46,10 @@ class IDSelection(Method):
         low = attention.masked_fill(~groups.valid, torch.inf).amin(1, keepdim=True)
         high = attention.masked_fill(~groups.valid, -torch.inf).amax(1, keepdim=True)
         scaled = (attention - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-        distance = (1 - cosine(groups.gather(tokens.x))).clamp(min=0)
-        weight = (-self.gamma * distance.square()).exp()
+        (weight,) = by_group(self.weight, groups.gather(tokens.x))
         return give_mass(tokens, groups, suppression(scaled, weight, groups.valid, k))
+
+    def weight(self, x: Float[Tensor, "G M D"]) -> tuple[Float[Tensor, "G M M"]]:
+        """How much of one score is taken off another, by their cosine distance."""
+        distance = (1 - cosine(x)).clamp_(min=0)
+        return ((-self.gamma * distance.square_()).exp_(),)

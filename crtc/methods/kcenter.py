@@ -1,11 +1,10 @@
 """k-center: no token far from a kept one (Gonzalez, 1985)."""
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from crtc.greedy import farthest_points
+from crtc.greedy import farthest_points, most_central
 from crtc.merging import give_mass
 from crtc.methods.method import Method
 from crtc.tokens import Groups, Plan, Tokens
@@ -35,6 +34,4 @@ class KCenter(Method):
         x = groups.gather(tokens.x).float()
         if self.spherical:
             x = F.normalize(x, dim=-1)
-        mean = x.sum(1, keepdim=True) / groups.valid.sum(1)[:, None, None]
-        offset = (x - mean).square().sum(-1).masked_fill(~groups.valid, torch.inf)
-        return give_mass(tokens, groups, farthest_points(x, offset.argmin(1), groups.valid, k))
+        return give_mass(tokens, groups, farthest_points(x, most_central(x, groups.valid), groups.valid, k))

@@ -1,10 +1,11 @@
 """MMTok: maximal coverage of both the question and the image (2508.18264)."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from crtc.batching import by_group
 from crtc.greedy import coverage
 from crtc.merging import give_mass
 from crtc.methods.method import Method
@@ -50,12 +51,23 @@ class MMTok(Method):
         groups = Groups.of(tokens)
         features = tokens.signals.features
         assert features is not None
-        seen = F.normalize(groups.gather(tokens.x).float(), dim=-1)
         words, spoken = words_of(tokens, groups)
-        others = ~groups.valid[:, None]
-        asked = (words @ seen.transpose(1, 2) / self.text_temperature).masked_fill(others, -torch.inf).softmax(-1)
-        looks = (cosine(groups.gather(features)) / self.temperature).masked_fill(others, -torch.inf).softmax(-1)
-        asked = asked * spoken[..., None] / spoken.sum(1).clamp(min=1)[:, None, None]
-        looks = looks * groups.valid[..., None] / groups.valid.sum(1)[:, None, None]
-        benefit = torch.cat([asked, self.weight * looks], 1)
+        parts = (groups.gather(tokens.x), groups.gather(features), groups.valid, words, spoken)
+        (benefit,) = by_group(self.benefit, *parts)
         return give_mass(tokens, groups, coverage(benefit, groups.valid, k))
+
+    def benefit(
+        self,
+        x: Float[Tensor, "G M D"],
+        features: Float[Tensor, "G M De"],
+        valid: Bool[Tensor, "G M"],
+        words: Float[Tensor, "G T D"],
+        spoken: Bool[Tensor, "G T"],
+    ) -> tuple[Float[Tensor, "G M R"]]:
+        """What every token gives to the words and to the tokens, in shares of what is to be covered."""
+        others = torch.where(valid, 0.0, -torch.inf)[:, None]
+        asked = words @ F.normalize(x.float(), dim=-1).transpose(1, 2) / self.text_temperature
+        asked = (asked + others).softmax(-1) * (spoken / spoken.sum(1, keepdim=True).clamp(min=1))[..., None]
+        looks = cosine(features).div_(self.temperature).add_(others).softmax(-1)
+        looks = looks.mul_((self.weight * valid / valid.sum(1, keepdim=True))[..., None])
+        return (torch.cat([asked, looks], 1).transpose(1, 2),)

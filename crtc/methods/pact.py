@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.merging import make_plan, mean
-from crtc.methods.dbdpc import farthest_added, peaks_up_to
+from crtc.methods.dbdpc import farthest_added, nearest_centre, peaks_up_to, spread
 from crtc.methods.inside import InsideMethod
 from crtc.selection import top_k
-from crtc.similarity import cosine
 from crtc.tokens import DROPPED, Groups, Plan, Tokens
 
 
@@ -64,16 +64,10 @@ class PACT(InsideMethod):
         assert keys is not None
         important = torch.maximum((valid.sum(1) * self.share).long(), k)
         stays = top_k(importance(tokens, groups), valid, important)
-        place = torch.arange(valid.shape[1], device=k.device)
-        distance = (1 - cosine(groups.gather(keys.flatten(1)))).clamp(min=0)
-        distance = torch.minimum(distance, distance.transpose(1, 2)).masked_fill(place == place[:, None], 0)
-        among = distance.masked_fill(~(stays[:, None] & stays[..., None]), torch.inf)
-        rho = (-(among / 2).square()).exp().sum(-1)
-        denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
-        centre = peaks_up_to(among, denser, stays, k, self.cutoff)
-        centre = farthest_added(among, centre, stays, k)
-        nearest, owner = distance.masked_fill(~centre[:, None], torch.inf).min(-1)
-        owner = torch.where(centre, place, owner).masked_fill(~valid, DROPPED)
+        distance, density = by_group(spread, groups.gather(keys.flatten(1)), valid, stays)
+        centre = peaks_up_to(distance, density, stays, k, self.cutoff)
+        nearest, owner = by_group(nearest_centre, distance, farthest_added(distance, centre, stays, k))
+        owner = owner.masked_fill(~valid, DROPPED)
         gives = (stays | (nearest <= self.recovery * self.cutoff)) & valid
         weight = mean(owner.masked_fill(~gives, DROPPED), valid)
         return make_plan(tokens, groups, owner, weight)

@@ -6,12 +6,13 @@ The rules are those of the authors' code (2403.15388).
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
-from crtc.merging import make_plan, nearest_kept
+from crtc.batching import by_group
+from crtc.merging import make_plan
 from crtc.methods.method import Method
 from crtc.selection import raster, top_k
-from crtc.similarity import cosine
-from crtc.tokens import Groups, Plan, Tokens
+from crtc.tokens import DROPPED, Groups, Plan, Tokens
 
 
 class PruMerge(Method):
@@ -49,12 +50,31 @@ class PruMerge(Method):
         assert attention is not None and keys is not None
         weight = groups.gather(attention.float())
         kept = self.choose(weight, groups, tokens, k)
-        near = nearest(cosine(groups.gather(keys)), groups.valid, self.neighbors)
-        near = near.masked_fill(~kept[..., None], -torch.inf)
-        best, closest = near.max(1)
-        owner = torch.where(best.isfinite() & ~kept, closest, nearest_kept(groups.gather(keys), kept, groups.valid))
-        share = torch.where(best.isfinite(), weight, 0).masked_fill(kept, 1)
-        return make_plan(tokens, groups, owner, share)
+        anchors = kept.long().argsort(dim=1, descending=True, stable=True)[:, : int(k.max())]
+        parts = (groups.gather(keys), groups.valid, anchors, kept.gather(1, anchors))
+        owner, taken = by_group(self.takes, *parts)
+        owner = torch.where(kept, torch.arange(owner.shape[1], device=k.device), owner)
+        share = torch.where(taken, weight, 0).masked_fill(kept, 1)
+        return make_plan(tokens, groups, owner.masked_fill(~groups.valid, DROPPED), share)
+
+    def takes(
+        self,
+        keys: Float[Tensor, "G M D"],
+        valid: Bool[Tensor, "G M"],
+        anchors: Int[Tensor, "G K"],
+        real: Bool[Tensor, "G K"],
+    ) -> tuple[Int[Tensor, "G M"], Bool[Tensor, "G M"]]:
+        """For every token the most similar kept one whose neighbor it is, or of all, and whether it is one's."""
+        unit = F.normalize(keys.float(), dim=-1)
+        likeness = unit.gather(1, anchors[..., None].expand(-1, -1, unit.shape[-1])) @ unit.transpose(1, 2)
+        likeness = likeness.masked_fill(~real[..., None], -torch.inf)
+        own = anchors[..., None] == torch.arange(keys.shape[1], device=keys.device)
+        others = likeness.masked_fill(~valid[:, None] | own, -torch.inf)
+        order = others.argsort(dim=-1, descending=True, stable=True)
+        far = torch.ones_like(own).scatter(-1, order[..., : self.neighbors], False)
+        best, closest = others.masked_fill(far, -torch.inf).max(1)
+        taken = best.isfinite()
+        return anchors.gather(1, torch.where(taken, closest, likeness.argmax(1))), taken
 
     def choose(
         self, attention: Float[Tensor, "G M"], groups: Groups, tokens: Tokens, k: Int[Tensor, " G"]
@@ -87,19 +107,10 @@ class PruMergePlus(PruMerge):
         position = raster(groups.gather(tokens.grid), valid)[:, None]
         order = attention.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = torch.zeros_like(order).scatter(1, order, place.expand_as(order))[:, None]
-        attended = place[:, None]  # one row for every number t of attended tokens
+        attended = place[: int(k.max()) + 1, None]  # one row for every number t of attended tokens
         step = (size // attended.clamp(min=1) // 3).clamp(min=1)
         even = (position % step == 0) & (position < (size - 1).clamp(min=1)) & (attended > 0)
         chosen = (even | (rank < attended)) & valid[:, None]
         most = (chosen.sum(-1) <= k[:, None]).long().cumsum(1).argmax(1)
         both = chosen[torch.arange(len(k), device=k.device), most]
         return top_k(attention.masked_fill(both, torch.inf), valid, k)
-
-
-def nearest(likeness: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], num: int) -> Float[Tensor, "G M M"]:
-    """Likeness of every token to its `num` nearest others, minus infinity to the rest."""
-    own = torch.eye(likeness.shape[1], dtype=torch.bool, device=likeness.device)
-    others = likeness.masked_fill(~valid[:, None] | own, -torch.inf)
-    order = others.argsort(dim=-1, descending=True, stable=True)
-    far = torch.ones_like(others, dtype=torch.bool).scatter(-1, order[..., :num], False)
-    return others.masked_fill(far, -torch.inf)

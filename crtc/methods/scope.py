@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.greedy import coverage
 from crtc.merging import give_mass
 from crtc.methods.method import Method
@@ -39,5 +40,5 @@ class Scope(Method):
         attention, features = tokens.signals.cls_attention, tokens.signals.features
         assert attention is not None and features is not None
         weight = groups.gather(attention.float()).clamp(min=torch.finfo(torch.float32).tiny) ** self.alpha
-        covered = cosine(groups.gather(features)).clamp(min=0)
+        (covered,) = by_group(lambda rows: (cosine(rows).clamp_(min=0),), groups.gather(features))
         return give_mass(tokens, groups, coverage(covered, groups.valid, k, weight))

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from crtc.batching import sums
 from crtc.merging import make_plan, mean
 from crtc.methods.method import Method
 from crtc.tokens import DROPPED, Groups, Plan, Tokens
@@ -69,10 +70,9 @@ def match_repeatedly(
         owner = places.scatter(1, order, order.gather(1, joined)).gather(1, owner)
         gone = (joined != place) | (place >= left[:, None])
         left = left - merges
-        rank = (place + place % 2 * longest + gone * 2 * longest).argsort(dim=1)[:, : int(left.max())]
-        # Sums of what goes to every place. A product, not a scatter, so that the sums do not vary from run to run.
-        total = (joined[:, None] == rank[..., None]).to(total.dtype) @ total
-        order = order.gather(1, rank)
+        rank = (place + place % 2 * longest + gone * 2 * longest).argsort(dim=1)
+        order, target = order.gather(1, rank), torch.zeros_like(rank).scatter(1, rank, place.expand_as(rank))
+        total = sums(total, target.gather(1, joined), longest)
     return owner.masked_fill(~valid, DROPPED)
 
 
@@ -81,7 +81,9 @@ def _match(total: Float[Tensor, "G L D"], left: Int[Tensor, " G"], merges: Int[T
     unit = F.normalize(total, dim=-1)
     place = torch.arange(total.shape[1], device=total.device)
     there = place < left[:, None]
-    likeness = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).masked_fill(~there[:, None, 1::2], -torch.inf)
+    likeness = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    if not bool(there.all()):
+        likeness = likeness.masked_fill(~there[:, None, 1::2], -torch.inf)
     best, partner = likeness.max(-1)
     edge = best.masked_fill(~there[:, ::2], -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.arange(edge.shape[1], device=edge.device).expand_as(edge)

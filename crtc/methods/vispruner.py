@@ -62,16 +62,18 @@ def distinct(
     """Remove what resembles another, `step` at a time, until `k[g]` are left."""
     order = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
     left = among.sum(1)
-    rows = torch.arange(len(unit), device=unit.device)[:, None]
-    pairs = unit @ unit.transpose(1, 2)  # once for all steps
+    start = unit.shape[1] * torch.arange(len(unit), device=unit.device)[:, None]
+    pairs = (unit @ unit.transpose(1, 2)).flatten(0, 1)  # once for all steps
     while bool((left > k).any()):
         order = order[:, : int(left.max())]
         place = torch.arange(order.shape[1], device=order.device)
         real = place < left[:, None]
         first, second = real & (place % 2 == 0), real & (place % 2 == 1)
         even, odd = order[:, ::2], order[:, 1::2]
-        among_odd = pairs[rows, even].gather(2, odd[:, None].expand(-1, even.shape[1], -1))
-        nearest = among_odd.masked_fill(~second[:, None, 1::2], -torch.inf).amax(-1)
+        # all columns with a wall before those that are not odd: faster than to gather the odd ones
+        wall = torch.full_like(score, -torch.inf).scatter(1, odd, torch.where(second[:, 1::2], 0.0, -torch.inf))
+        rows = pairs.index_select(0, (start + even).flatten()).view(*even.shape, -1)
+        nearest = rows.add_(wall[:, None]).amax(-1)
         likeness = torch.full(order.shape, -torch.inf, dtype=nearest.dtype, device=order.device)
         likeness[:, ::2] = nearest
         compared = first.sum(1)

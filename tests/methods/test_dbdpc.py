@@ -26,11 +26,11 @@ def test_one_mean_per_peak() -> None:
 def test_peaks_are_farther_apart_than_the_cutoff(cutoff: float, centres: list[int]) -> None:
     x = torch.tensor(fan(0, 4, 8, 90, 94))
     distance = (1 - x @ x.T)[None].clamp(min=0)
-    place = torch.arange(5)
-    rho = (-(distance / 2).square()).exp().sum(-1)
-    denser = (rho[:, None] > rho[..., None]) | ((rho[:, None] == rho[..., None]) & (place < place[:, None]))
-    found = peaks(distance, denser, torch.ones(1, 5, dtype=torch.bool), torch.tensor([cutoff]))
+    density, everyone = (-(distance / 2).square()).exp().sum(-1), torch.ones(1, 5, dtype=torch.bool)
+    found = peaks(distance, density, everyone, torch.tensor([cutoff]))
     assert found[0].nonzero()[:, 0].tolist() == centres
+    fewer = peaks(distance, density, everyone, torch.tensor([cutoff]), 2)
+    assert int(fewer.sum()) == min(len(centres), 2) and not bool((fewer & ~found).any())
 
 
 def test_fills_up_with_the_farthest() -> None:

@@ -31,8 +31,7 @@ def test_every_crop_gets_its_share() -> None:
 def test_variety_is_that_of_the_authors_formula() -> None:
     # Cosines of token 0 with 1 and 2 are 1 and 0, its own counts as 0: mean 1/2, variance (1/4 + 1/4 + 1/4) / 2.
     likeness = torch.tensor([[[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]])
-    one = torch.zeros(1, 3, dtype=torch.long)
-    variety = HoloV().variety(likeness, one, torch.ones(1, 3, dtype=torch.bool))
+    variety = HoloV().variety(likeness, torch.ones(1, 3, dtype=torch.bool))
     assert variety[0].tolist() == pytest.approx([0.375, 0.375, 0])
 
 
