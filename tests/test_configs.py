@@ -54,10 +54,10 @@ def test_training_configs(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("peer_*.yaml")), ids=by_name)
-def test_peers_train_as_long_as_the_scorer_and_by_their_own_gate(file: Path) -> None:
+def test_peers_train_as_the_scorer_does_but_by_their_own_gate(file: Path) -> None:
     peer, scorer = (yaml.safe_load(path.read_text()) for path in (file, CONFIGS / "scorer.yaml"))
-    assert (peer["every"], peer["model"]["steps"]) == (scorer["every"], scorer["model"]["steps"])
-    assert set(peer["model"]) == {"scorer", "gate", "steps", "guided", "attention_weight", "learning_rate"}
+    assert peer["every"] == scorer["every"]
+    assert {name: value for name, value in peer["model"].items() if name not in ("scorer", "gate")} == scorer["model"]
     assert peer["model"]["scorer"] in trainable() and peer["model"]["gate"] in set(GATES) - {"assignment"}
     assert peer["folder"] == f"runs/{file.stem}" and file.stem == f"peer_{peer['model']['scorer']}"
 
