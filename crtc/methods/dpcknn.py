@@ -1,9 +1,12 @@
 """DPC-kNN: density peaks among the nearest neighbours, and one token per peak (2204.08680)."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from crtc.batching import by_group
 from crtc.merging import make_plan, mean
 from crtc.methods.method import Method
 from crtc.selection import top_k
@@ -44,7 +47,13 @@ def density_peaks(
     x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"], neighbors: int | None
 ) -> Int[Tensor, "G M"]:
     """Owner map: the tokens of `k[g]` density peaks own themselves, every other joins the nearest of them."""
-    x = x.float()
+    (owner,) = by_group(partial(_density_peaks, neighbors=neighbors), x.float(), valid, k)
+    return owner
+
+
+def _density_peaks(
+    x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], k: Int[Tensor, " G"], neighbors: int | None
+) -> tuple[Int[Tensor, "G M"]]:
     distance = torch.cdist(x, x).mul_(x.shape[-1] ** -0.5)
     if not bool(valid.all()):
         distance.masked_fill_(~valid[:, None], torch.inf)
@@ -61,4 +70,4 @@ def density_peaks(
     away = distance.gather(2, anchors[:, None].expand(-1, distance.shape[1], -1))
     away.masked_fill_(~centre.gather(1, anchors)[:, None], torch.inf)
     owner = torch.where(centre, torch.arange(rho.shape[1], device=rho.device), anchors.gather(1, away.argmin(-1)))
-    return owner.masked_fill(~valid, DROPPED)
+    return (owner.masked_fill(~valid, DROPPED),)
