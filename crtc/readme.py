@@ -43,6 +43,9 @@ def blocks() -> dict[str, str]:
         found["benchmark"] = found["benchmark"].partition("\n\n| method | planning")[0]
     if "retention" in found:
         found["retention"] = cut(found["retention"])
+    mlp = ROOT / "results/mlp/table.md"
+    if mlp.exists():
+        found["mlp"] = with_mass(mlp.read_text())
     card = ROOT / "results/test/results.json"
     if card.exists():
         summary = json.loads(card.read_text())
@@ -56,6 +59,12 @@ def cut(table: str) -> str:
     results = [line for line in lines if line.count("|") > 4]
     shown = [line for line in results[2:] if line.split("|")[1].strip(" *") in SHOWN]
     return "\n".join(line for line in lines if line not in results[2:] or line in shown)
+
+
+def with_mass(table: str) -> str:
+    """The rows of a retention table that keep mass, with its first two lines."""
+    lines = [line for line in table.partition("\nAt ")[0].splitlines() if line.count("|") > 4]
+    return "\n".join([*lines[:2], *[line for line in lines if line.split("|")[3].strip() == "kept"]])
 
 
 def headline(summary: dict[str, Any]) -> str:
