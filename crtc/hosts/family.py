@@ -48,7 +48,8 @@ def check_model(model: object) -> Any:
             else ("it has no placeholders that visual features replace")
         )
         raise ValueError(f"{name} is not supported: {reason}")
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+    takers = (model, model.base_model)  # some models hand on what they do not name
+    if not any("mm_encoder_outputs" in inspect.signature(one.forward).parameters for one in takers):
         raise ValueError(f"{name} is not supported: it does not take encoded images (mm_encoder_outputs)")
     return model
 

@@ -1,18 +1,20 @@
 """Stock `generate` on shortened prompts, and on what follows them in a dialogue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crtc.hosts.family import padding_id
+from crtc.hosts.family import modalities, padding_id
 from crtc.hosts.mass import masked, other_layers
 from crtc.hosts.positions import Positions, rearranged
 from crtc.hosts.prompt import column_bias, columns, shorten
+from crtc.hosts.visual import PIXELS
 from crtc.hosts.vlm import Encoded
 from crtc.tokens import Plan
 
@@ -56,7 +58,7 @@ def generate(encoded: Encoded, plan: Plan, *, mass: bool, positions: Positions, 
         options: of `model.generate`.
 
     Raises:
-        ValueError: as `shorten`, or if a cache that already holds tokens is given.
+        ValueError: as `shorten`, or if a cache that already holds tokens is given, or stock `generate` loses features.
     """
     return answer(encoded, plan, mass=mass, positions=positions, options=options)[0]
 
@@ -122,7 +124,7 @@ def go_on(
     new = {**inputs, **{name: value[:, start:] for name, value in whole.items()}}
     order = torch.arange(ids.shape[1] - start, device=ids.device).expand(rows, -1)
     bias, short = order.new_zeros(order.shape, dtype=torch.float32), dict(new)
-    if any(name.startswith(("pixel_values", "mm_encoder")) and value is not None for name, value in inputs.items()):
+    if any(name.startswith((*PIXELS, "mm_encoder")) and value is not None for name, value in inputs.items()):
         encoded, plan = look({name: value for name, value in new.items() if name != "past_key_values"})
         encoded = _counted(encoded, positions)
         order = columns(encoded, plan)
@@ -164,6 +166,31 @@ def _counted(encoded: Encoded, positions: Positions) -> Encoded:
     return replace(encoded, inputs={**encoded.inputs, "position_ids": counted})
 
 
+@contextmanager
+def _shown(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
+    """While the context lasts, a prompt whose features `generate` has lost on the way raises `ValueError`."""
+    if not inputs.get("mm_encoder_outputs"):
+        yield
+        return
+    placeholders = torch.tensor([getattr(model.config, f"{name}_token_id") for name in modalities(model)])
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids")
+        if ids is None or ids.shape[1] == 1 or kwargs.get("mm_encoder_outputs"):  # decoding steps may be compiled
+            return
+        if bool(torch.isin(ids, placeholders.to(ids.device)).any()):
+            raise ValueError(
+                f"{type(model).__name__} would read placeholders as they are: generate lost the features that belong "
+                "there, as transformers before 5.23 does in chunks, expected prefill_chunk_size=None"
+            )
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _generate(model: Any, inputs: dict[str, Any], ids: Int[Tensor, "B L"], valid: Tensor, bias: Tensor | None) -> Any:
     """Generate on short prompts, and put the full ones back in front."""
     gone = ids.shape[1] - inputs["input_ids"].shape[1]
@@ -172,7 +199,7 @@ def _generate(model: Any, inputs: dict[str, Any], ids: Int[Tensor, "B L"], valid
             inputs = {**inputs, name: inputs[name] - gone}
     if bias is not None:
         inputs = {**inputs, "disable_compile": True}  # a compiled decoding step would not see our hook
-    with masked(model, valid, bias):
+    with masked(model, valid, bias), _shown(model, inputs):
         output = model.generate(**inputs)
     sequences = output if isinstance(output, Tensor) else output.sequences
     prompt = ids.repeat_interleave(len(sequences) // len(ids), 0).to(sequences.device)

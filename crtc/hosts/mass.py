@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_masks_for_generate
 
 from crtc.hosts.family import takes_masks_by_kind
 
@@ -135,17 +135,25 @@ def _own_masks(model: Any, inputs: Mapping[str, Any], mask: Tensor | None, dtype
     """The masks as `generate` has them made in advance for compiled decoding."""
     rows, queries = inputs["input_ids"].shape
     cache = inputs.get("past_key_values")
-    make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
+    make = getattr(model, "create_masks_for_generate", None)
     config = model.config
     if config.get_text_config()._attn_implementation == "flex_attention":  # makes masks without logits
         config = copy.deepcopy(config)
         config.get_text_config()._attn_implementation = "sdpa"
-    return make(
+    told: dict[str, Any] = {
+        "inputs_embeds": torch.empty(rows, queries, 0, dtype=dtype, device=inputs["input_ids"].device),
+        "attention_mask": mask,
+        "past_key_values": cache,
+        "position_ids": None,  # which are read for packed sequences only, and there are none here
+    }
+    text = config.get_text_config()
+    if make is None and (kinds := getattr(text, "layer_types", None)):
+        # as create_masks_for_generate, which before transformers 5.20 tells chunked masks what they do not take
+        makers: dict[str, Any] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+        return {kind: makers[kind](config=text, **told) for kind in sorted(set(kinds))}
+    return (make or create_masks_for_generate)(
         config=config,
-        inputs_embeds=torch.empty(rows, queries, 0, dtype=dtype, device=inputs["input_ids"].device),
-        attention_mask=mask,
-        past_key_values=cache,
-        position_ids=None,  # which are read for packed sequences only, and there are none here
+        **told,
         token_type_ids=inputs.get("token_type_ids"),
         mm_token_type_ids=inputs.get("mm_token_type_ids"),
         is_first_iteration=cache is None or not int(cache.get_seq_length()),

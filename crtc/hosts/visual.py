@@ -14,6 +14,7 @@ from crtc.hosts.family import Modality, projected, rows_field
 from crtc.tokens import Plan, apply
 
 PIXELS = ("pixel_values", "image_patches")  # family: Fuyu
+"""What feature functions call pixels, and what a processor may."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Visual:
         return apply(plan, full)
 
 
+def named(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs by the names that feature functions have for them."""
+    return {PIXELS[0] if name in PIXELS else name: value for name, value in inputs.items()}
+
+
 def arguments(model: Any, modality: Modality, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the model's feature function among some inputs."""
     names = inspect.signature(getattr(model.base_model, f"get_{modality}_features")).parameters
@@ -85,7 +91,7 @@ def has_pixels(given: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: if pixels are not finite.
     """
-    pixels = {name: value for name, value in given.items() if name.startswith(PIXELS) and len(value)}
+    pixels = {name: value for name, value in given.items() if name.startswith(PIXELS[0]) and len(value)}
     for name, value in pixels.items():
         if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name} holds NaN or infinity, expected finite pixels")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crtc.hosts.family import Modality, check_model, modalities, own_positions, padding_id, turns_in_space
 from crtc.hosts.grid import flat_places, turned_places
 from crtc.hosts.signals import capture
-from crtc.hosts.visual import Visual, arguments, has_pixels, readable, units
+from crtc.hosts.visual import Visual, arguments, has_pixels, named, readable, units
 from crtc.tokens import CONTEXT, IMAGE, TEXT, VIDEO, SignalName, Signals, Tokens
 
 KINDS = {"image": IMAGE, "video": VIDEO}
@@ -68,7 +68,7 @@ def encode(
         ValueError: if the model is not supported, there are no images, pixels are not finite, or images and
             placeholders do not match.
     """
-    host = check_model(model)
+    host, inputs = check_model(model), named(inputs)
     ids = inputs.get("input_ids")
     if ids is None:
         raise ValueError("input_ids is missing, expected ids with image placeholders")

@@ -7,6 +7,7 @@ import torch
 
 from crtc.hosts import Encoded
 from crtc.hosts.family import own_positions
+from crtc.hosts.visual import named
 from crtc.merging import make_plan
 from crtc.methods import Random
 from crtc.tokens import DROPPED, Groups, Plan, Tokens
@@ -47,7 +48,9 @@ def look(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name in ("image", "video"):
         given = {
-            key: inputs[key] for key in inputs if key.startswith(("pixel", "image_", "video_", "spatial", "batch"))
+            key: value
+            for key, value in named(inputs).items()
+            if key.startswith(("pixel", "image_", "video_", "spatial", "batch"))
         }
         if (inputs["input_ids"] == (IMG if name == "image" else VID)).any():
             function = getattr(model.base_model, f"get_{name}_features")
@@ -122,9 +125,8 @@ def merged_by_hand(
         told["deepstack_visual_embeds"] = [torch.stack([s[layer] for s in stacks]) for layer in range(len(stacks[0]))]
     if name == "gemma4":
         plain = torch.where(visual, model.config.text_config.pad_token_id, ids[row, columns])[None]
-        told["per_layer_inputs"] = base.language_model.get_per_layer_inputs(plain, table(plain))
-    decoder = base.text_model if hasattr(base, "text_model") else base.language_model
-    output = decoder(inputs_embeds=states, position_ids=own, use_cache=False, **told)
+        told["per_layer_inputs"] = model.get_decoder().get_per_layer_inputs(plain, table(plain))
+    output = model.get_decoder()(inputs_embeds=states, position_ids=own, use_cache=False, **told)
     logits = output.logits if name == "llama4" else model.lm_head(output.last_hidden_state)
     return (logits * getattr(model, "logit_scale", 1))[0]
 

@@ -6,6 +6,7 @@ import torch
 from crtc import compressed
 from crtc.hosts import columns, default_positions, encode, shorten
 from crtc.hosts.family import own_positions
+from crtc.hosts.visual import PIXELS
 from crtc.methods import Random
 from crtc.methods.method import keep_all
 from tests.hosts.families import BUILDERS, ROWS, build
@@ -122,6 +123,23 @@ def test_one_image_for_many_prompts(name):
         host.model(**shorten(one, third(one.tokens), mass=True, positions="keep")).logits for one in (ours, theirs)
     )
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_pixels_by_either_of_their_names():
+    """The processor of Fuyu has another one than its feature function; two turns, each with a picture."""
+    host = build("fuyu")
+    (patches,), (more,) = (host.look(((picture,),)).values() for picture in (0, 1))
+    text, asked = (
+        {name: host.inputs(rows=((one,),))[name] for name in ("input_ids", "attention_mask")} for one in (0, 1)
+    )
+    said = []
+    for name in PIXELS:
+        with compressed(host.model, Random(), keep=0.5):
+            first = host.model.generate(**text, **{name: patches}, **WANTED)
+            ids = torch.cat([first.sequences, asked["input_ids"]], 1)
+            told = {"input_ids": ids, "past_key_values": first.past_key_values, name: more}
+            said.append(host.model.generate(**told, **WANTED))
+    assert torch.equal(*(torch.stack(one.logits) for one in said))
 
 
 @torch.no_grad()

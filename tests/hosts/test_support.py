@@ -10,7 +10,7 @@ import crtc
 from crtc.hosts import check_model, encode
 from crtc.hosts.family import FAMILY_MARK, modalities
 from crtc.readme import ROOT
-from tests.hosts.families import BUILDERS, VID, build
+from tests.hosts.families import BUILDERS, VID, before, build
 from tests.hosts.table import TABLE, table
 
 WORDS = {"vocabulary_map": {"<image>": 5, "IMGIMGA": 6}}
@@ -58,5 +58,6 @@ def test_few_lines_suit_particular_families():
     assert 0 < len(special) < 60
 
 
+@pytest.mark.skipif(before("5.23"), reason="stock models of older transformers can do less, as the table's head says")
 def test_the_table_is_what_the_families_do():
     assert table() == (ROOT / TABLE).read_text(), "run `python -m tests.hosts.table`"

@@ -58,7 +58,7 @@ def passes(release: str, arguments: list[str]) -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("releases", nargs="*", default=[oldest(), NEWEST], help="such as 5.23.0")
+    parser.add_argument("releases", nargs="*", default=[oldest(), NEWEST], help="such as 5.19.0")
     parser.add_argument("--tests", nargs="+", default=["tests/hosts"], help="what pytest is given")
     given = parser.parse_args()
     results = [passes(release, given.tests) for release in given.releases]
