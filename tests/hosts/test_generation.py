@@ -33,6 +33,7 @@ NO_STATIC: dict[str, str] = {}
 NO_LATER_PICTURES: dict[str, str] = {}
 if before("5.23"):
     NO_CHUNKS |= dict.fromkeys(FAMILIES, "generate loses the features when it reads in chunks")
+    NO_STATIC["gemma4"] = "stock says something else with a static cache"
     mistaken = "stock takes the token types of a later turn for those of the first columns, or the other way round"
     NO_LATER_PICTURES |= dict.fromkeys(("gemma3", "gemma3_narrow", "ernie4_5_vl_moe"), mistaken)
 if before("5.20"):

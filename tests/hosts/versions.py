@@ -1,7 +1,8 @@
 """The tests of hosts on other releases of transformers: `python -m tests.hosts.versions`, or `make test-versions`.
 
 Each release gets a virtual environment of its own over this one, `.venv-versions/<release>`, which has all else from
-here. The oldest is that of pyproject.toml, the newest what the index has; others may be named.
+here. The oldest is that of pyproject.toml, the newest what the index has
+within its bounds; others may be named.
 """
 
 import argparse
@@ -20,11 +21,16 @@ FOLDER = ROOT / ".venv-versions"
 NEWEST = "newest"
 
 
-def oldest() -> str:
-    """The lower bound of pyproject.toml."""
-    found = re.search(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+def bounds() -> str:
+    """Those of pyproject.toml, such as ">=5.19,<5.24"."""
+    found = re.search(r'"transformers(>=[^"]+)"', (ROOT / "pyproject.toml").read_text())
     assert found is not None
     return found[1]
+
+
+def oldest() -> str:
+    """The lower bound."""
+    return bounds().removeprefix(">=").partition(",")[0]
 
 
 def environment(release: str) -> Path:
@@ -37,7 +43,7 @@ def environment(release: str) -> Path:
     venv.create(folder, with_pip=False, clear=True)
     inside = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
     Path(inside, "over.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    wanted = ["--upgrade", "transformers"] if release == NEWEST else [f"transformers=={release}"]
+    wanted = ["--upgrade", f"transformers{bounds()}"] if release == NEWEST else [f"transformers=={release}"]
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
     ready.touch()
     return python
