@@ -1,13 +1,17 @@
 """Clustering on whole padded batches of groups, with exactly `k[g]` clusters per group whatever the tokens are."""
 
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn import functional as F
 
-from crtc.batching import sums
+from crtc.batching import by_group, sums
 from crtc.tokens import DROPPED
 
 Linkage = Literal["average", "single", "complete"]
@@ -156,13 +160,48 @@ def agglomerate(
     k: Int[Tensor, " G"],
     linkage: Linkage,
 ) -> Int[Tensor, "G M"]:
-    """Cluster of every token, named by its first member; one merge a step in every group that has too many.
-
-    Every token knows the nearest of those before it, so a step looks again only for the few whose nearest has changed.
+    """Cluster of every token, named by its first member: of scipy on a CPU, of `merge_step_by_step` on a GPU.
 
     Args:
+        distance: finite between any two tokens.
         linkage: distance of two clusters: "average" over their pairs, "single" for the smallest, "complete" for the
             largest.
+    """
+    if distance.device.type != "cpu":
+        return merge_step_by_step(distance, valid, k, linkage)
+    (label,) = by_group(partial(_cut_tree, linkage=linkage), distance.detach(), valid, k)
+    return label
+
+
+def _cut_tree(
+    distance: Float[Tensor, "1 M M"], valid: Bool[Tensor, "1 M"], k: Int[Tensor, "1"], linkage: Linkage
+) -> tuple[Int[Tensor, "1 M"]]:
+    label = torch.arange(distance.shape[1])[None]
+    inside = valid[0].nonzero()[:, 0]
+    num = len(inside)
+    if num > int(k):
+        pairs = distance[0][inside][:, inside]
+        # rounding must not decide between the two of a pair
+        tree = hierarchy.linkage(squareform(torch.minimum(pairs, pairs.T).numpy(), checks=False), linkage)
+        parent = np.arange(2 * num - int(k))  # tokens, and what the merges make of them
+        for merge, children in enumerate(tree[: num - int(k), :2].astype(np.int64)):
+            parent[children] = num + merge
+        while (parent != parent[parent]).any():
+            parent = parent[parent]
+        _, first, cluster = np.unique(parent[:num], return_index=True, return_inverse=True)
+        label[0, inside] = inside[torch.from_numpy(first[cluster])]
+    return (label,)
+
+
+def merge_step_by_step(
+    distance: Float[Tensor, "G M M"],
+    valid: Bool[Tensor, "G M"],
+    k: Int[Tensor, " G"],
+    linkage: Linkage,
+) -> Int[Tensor, "G M"]:
+    """`agglomerate` on the whole batch: one merge a step in every group that has too many.
+
+    Every token knows the nearest of those before it, so a step looks again only for the few whose nearest has changed.
     """
     places = torch.arange(distance.shape[1], device=distance.device)
     apart = (places != places[:, None]) & valid[:, None] & valid[..., None]

@@ -6,8 +6,9 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch.nn import functional as F
 
-from crtc.clustering import Linkage
+from crtc.clustering import Linkage, agglomerate, merge_step_by_step
 from crtc.methods import Agglomerative
+from crtc.similarity import cosine
 from crtc.tokens import apply
 from tests.making import make_golden
 
@@ -30,6 +31,17 @@ def test_equals_scikit_learn(linkage: Linkage | Literal["ward"], count: int) -> 
         inside = F.normalize(x[slot == place], dim=-1)
         nearest = (inside @ x[slot == place].mean(0)).argmax()
         assert int(plan.kept[place]) == int((slot == place).nonzero()[0][nearest])
+
+
+@pytest.mark.parametrize("linkage", ["average", "single", "complete"])
+def test_the_form_for_a_gpu_is_equal(linkage: Linkage) -> None:
+    torch.manual_seed(0)
+    valid = torch.arange(40) < torch.tensor([40, 25, 7, 1])[:, None]
+    distance = 1 - cosine(torch.randn(4, 40, 8) * valid[..., None])
+    k = torch.tensor([12, 25, 1, 1])
+    label = agglomerate(distance, valid, k, linkage)
+    assert torch.equal(label, merge_step_by_step(distance, valid, k, linkage))
+    assert [len(row[real].unique()) for row, real in zip(label, valid, strict=True)] == k.tolist()
 
 
 def test_refuses_unknown_linkage() -> None:
