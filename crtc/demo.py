@@ -29,7 +29,7 @@ def field(folders: Sequence[Path | str] = (), *, names: Sequence[str] | None = N
 
     Args:
         folders: of trained scorers to compare beside the shipped one.
-        names: of training-free methods; without, all of the catalogue that are ready, `left_out` says which are not.
+        names: of the other methods; without, all of the catalogue that are ready, `left_out` says which are not.
     """
     chosen = [name for name in catalogue() if name != "reinforced" and name not in unready()]
     rows: dict[str, Method] = {name: get_method(name) for name in (chosen if names is None else names)}

@@ -83,7 +83,9 @@ def shorten(
         raise ValueError(f"rows is {tuple(content.shape)}, expected {expected}")
     if rows is not None and not all(visual.in_space for visual in encoded.visuals):
         raise ValueError(f"rows are given, but {type(encoded.model).__name__} does not read its features as embeddings")
-    inputs["mm_encoder_outputs"] = {visual.modality: visual.shortened(plan, content) for visual in encoded.visuals}
+    inputs["mm_encoder_outputs"] = {
+        visual.modality: visual.shortened(plan, content, encoded.tokens.sequence) for visual in encoded.visuals
+    }
     bias = column_bias(encoded, plan, order) if mass else None
     if bias is not None:
         inputs["attention_mask"] = biased_masks(encoded.model, inputs, bias)

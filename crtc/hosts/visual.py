@@ -38,15 +38,16 @@ class Visual:
         """Whether the rows are in the space of the language model's embeddings, not projected later or deeper."""
         return rows_field(self.output) == "pooler_output"
 
-    def shortened(self, plan: Plan, content: Float[Tensor, "K D"]) -> Any:
+    def shortened(self, plan: Plan, content: Float[Tensor, "K D"], sequence: Int[Tensor, " N"]) -> Any:
         """The output with the rows of the kept tokens, every field that has a row per token by the same plan.
 
         Args:
             plan: of all tokens.
             content: of the slots; where rows are not in the space of the embeddings, their own is taken.
+            sequence: prompt of every token.
         """
         kept = torch.isin(plan.kept, self.place)
-        counts = torch.bincount(plan.group[plan.kept[kept]])
+        counts = torch.bincount(sequence[plan.kept[kept]])
         sizes = counts[counts > 0].tolist()
         field = rows_field(self.output)
         new = copy.copy(self.output)
@@ -123,8 +124,8 @@ def _numbered(layer: Any) -> bool:
 
 
 def _as_before(container: Any, rows: Float[Tensor, "K D"], sizes: Sequence[int]) -> Any:
-    """Rows in the kind of container that the model expects; one row each where images are stacked, so that ragged
-    numbers fit and `generate` can repeat them for beams.
+    """Rows in the kind of container that the model expects, in parts that `generate` can repeat for beams: lists by
+    prompt, since it repeats part after part; one row each where images are stacked, so that ragged numbers fit.
     """
     if isinstance(container, Tensor):
         return rows if container.ndim == 2 else rows[:, None]

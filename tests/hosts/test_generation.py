@@ -19,7 +19,6 @@ from tests.hosts.references import cut, third
 FAMILIES = sorted(BUILDERS)
 RECURRENT = {"qwen3_5", "lfm2_vl"}
 NO_BEAMS = dict.fromkeys(("llama4", "fuyu"), "its stock beams do not repeat image rows")
-NO_BEAMS |= dict.fromkeys(("glm4v", "glm46v", "granite4_vision"), "its stock beams mix up the images of a prompt")
 NO_CHUNKS = {
     "gemma3": "a chunk cannot look ahead into the rest of an image",
     "gemma3_narrow": "a chunk cannot look ahead into the rest of an image",

@@ -292,5 +292,5 @@ def test_rows_come_out_of_apply(make_llava, make_prompts):
     encoded = encode(make_llava(), make_prompts())
     plan = average(encoded.tokens, 4)
     images = shorten(encoded, plan, mass=False, positions="repack")["mm_encoder_outputs"]["image"].pooler_output
-    assert [len(image) for image in images] == [4, 4, 4]
+    assert [len(prompt) for prompt in images] == [4, 8]  # a part for every prompt, since beams repeat part after part
     assert torch.equal(torch.cat(images), apply(plan, encoded.tokens.x))
