@@ -26,6 +26,8 @@ from crtc.hosts.dialogue import (
     answer_logits,
     asked,
     dialogue,
+    first_rows,
+    once_per_picture,
     prompts,
     right_rows,
     shared_logits,
@@ -241,9 +243,8 @@ class Evaluation:
         methods = {label: self.methods[label] for label in labels}
         wanted = {need for method in methods.values() for need in method.needs if need in SIGNALS}
         encoded = encode(self.model, inputs, wanted, image_of=image_of)
-        first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
         seen = prompts(encoded, targets)
-        looks = seen.select(first)
+        looks = seen.select(first_rows(image_of))
         images = [looks.x[looks.group == number] for number in range(len(pictures))]
         text = {name: value for name, value in inputs.items() if name != "pixel_values"}
         whole = {**text, "mm_encoder_outputs": encoder_outputs(images)}
@@ -293,7 +294,7 @@ class Evaluation:
                     if method.question_aware:
                         logits = answer_logits(self.model, short, short_targets)[0]
                     else:
-                        short["mm_encoder_outputs"] = _select(short["mm_encoder_outputs"], first)
+                        short = once_per_picture(short, image_of)
                         logits = shared_logits(self.model, short, image_of, short_targets)
                     runs[mass, count] = judge(logits, recall=recall, seconds=seconds, read=float(count))
             made[label] = _Part(runs=runs)
@@ -357,12 +358,6 @@ def weights_digest(module: nn.Module) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _select(outputs: dict[str, Any], rows: Int[Tensor, " G"]) -> dict[str, Any]:
-    """The visual rows of some prompts."""
-    images = outputs["image"].pooler_output
-    return dict(encoder_outputs([images[int(row)] for row in rows]))
 
 
 class _Judge:

@@ -131,7 +131,6 @@ def right_rows(
     return wrong == 0
 
 
-@torch.no_grad()
 def shared_logits(
     model: LlavaForConditionalGeneration,
     inputs: dict[str, Any],
@@ -188,7 +187,7 @@ def logits_and_looks(
 def _shared(model: LlavaForConditionalGeneration, inputs: dict[str, Any], image_of: Int[Tensor, " B"]) -> int:
     """Columns that all questions of a picture have in common, up to the end of the picture."""
     ids = inputs["input_ids"]
-    first = _first(image_of)
+    first = first_rows(image_of)
     last_image = (ids == model.config.image_token_id).int().flip(1).argmax(1)
     shared = ids.shape[1] - int(last_image.max())
     level = bool((last_image == last_image[0]).all())
@@ -196,7 +195,14 @@ def _shared(model: LlavaForConditionalGeneration, inputs: dict[str, Any], image_
     return shared if level and torch.equal(ids[:, :shared], ids[first][image_of, :shared]) else 0
 
 
-def _first(image_of: Int[Tensor, " B"]) -> Int[Tensor, " G"]:
+def once_per_picture(inputs: dict[str, Any], image_of: Int[Tensor, " B"]) -> dict[str, Any]:
+    """Inputs of rows that hold the same of a picture, whatever they ask, as `shared_logits` reads them."""
+    images = inputs["mm_encoder_outputs"]["image"].pooler_output
+    return {**inputs, "mm_encoder_outputs": encoder_outputs([images[int(row)] for row in first_rows(image_of)])}
+
+
+def first_rows(image_of: Int[Tensor, " B"]) -> Int[Tensor, " G"]:
+    """The first row of every picture."""
     return torch.stack([(image_of == number).nonzero()[0, 0] for number in range(int(image_of.max()) + 1)])
 
 
@@ -212,7 +218,7 @@ def _from_shared(
     ids, mask, positions = inputs["input_ids"], inputs["attention_mask"], inputs.get("position_ids")
     if bool((targets[:, :shared] != -100).any()):
         raise ValueError("an answer stands before the end of the image, expected answers behind their questions")
-    first = _first(image_of)
+    first = first_rows(image_of)
     begun = model.model(
         input_ids=ids[first, :shared],
         attention_mask=mask[first][..., :shared] if mask.ndim == 2 else mask[first][..., :shared, :shared],

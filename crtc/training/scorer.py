@@ -21,7 +21,9 @@ from crtc.hosts import Encoded, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import (
     answer_logits,
     dialogue,
+    first_rows,
     logits_and_looks,
+    once_per_picture,
     prompts,
     right_rows,
     shared_logits,
@@ -185,9 +187,9 @@ class ScorerTraining(lightning.LightningModule):
                 groups = Groups.of(tokens)
                 looks_at = groups.gather(attended[tokens.sequence, encoded.column]) * groups.valid
                 looks_at = looks_at / looks_at.sum(1, keepdim=True)
-        first = torch.stack([(image_of == number).nonzero()[0, 0] for number in range(len(pictures))])
         asked = prompts(encoded, targets)
-        return Pupil(encoded, image_of, targets, logits.log_softmax(-1), looks_at, asked, asked.select(first))
+        looks = asked.select(first_rows(image_of))
+        return Pupil(encoded, image_of, targets, logits.log_softmax(-1), looks_at, asked, looks)
 
     def importance(self, pupil: Pupil, question: bool) -> Importance:
         """Importance for every row; without the question it is computed once per picture."""
@@ -223,7 +225,7 @@ class ScorerTraining(lightning.LightningModule):
             total = total + looks * (1.0 if guided else fading)
         if not guided:
             noise = torch.Generator().manual_seed(int(random.integers(2**31)))
-            loss, penalty = self._answers(pupil, said, count, noise)
+            loss, penalty = self._answers(pupil, said, count, noise, question)
             self.log(f"train/kl_{way}_{count}", loss.detach())
             self.log("kl", loss.detach(), prog_bar=True, logger=False)
             total = total + loss + penalty
@@ -236,7 +238,7 @@ class ScorerTraining(lightning.LightningModule):
         return bool(self.done < self.guided_steps or self.hparams["attention_weight"] > 0)
 
     def _answers(
-        self, pupil: Pupil, said: Importance, count: int, noise: torch.Generator
+        self, pupil: Pupil, said: Importance, count: int, noise: torch.Generator, question: bool
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | float]:
         """KL to the full model behind the gate, and the gate's penalty."""
         tokens = pupil.encoded.tokens
@@ -244,8 +246,16 @@ class ScorerTraining(lightning.LightningModule):
         through = GATES[self.hparams["gate"]](self.scorer, said, tokens, k, self.done / self.hparams["steps"], noise)
         inputs = shorten(pupil.encoded, through.plan, mass=self.hparams["mass"], positions="keep", rows=through.rows)
         targets = shortened_targets(pupil.encoded, through.plan, pupil.targets)
-        logits, _, _ = answer_logits(self._host[0], inputs, targets)
+        logits = self._logits(pupil, inputs, targets, question)
         return F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean"), through.penalty
+
+    def _logits(
+        self, pupil: Pupil, inputs: dict[str, Any], targets: Int[Tensor, "B S"], question: bool
+    ) -> Float[Tensor, "A V"]:
+        """What the compressed model answers; pictures that no question changed are read once for all their rows."""
+        if question:
+            return answer_logits(self._host[0], inputs, targets)[0]
+        return shared_logits(self._host[0], once_per_picture(inputs, pupil.image_of), pupil.image_of, targets)
 
     def validation_step(self, batch: list[Picture], batch_idx: int) -> None:
         """KL and accuracy of the deployed, hard choice at the small counts, in every way in which the scorer works."""
@@ -258,9 +268,9 @@ class ScorerTraining(lightning.LightningModule):
                 k = torch.full_like(tokens.group_sizes, count).minimum(tokens.group_sizes)
                 plan = self.scorer.plan_from(said, tokens, k)
                 inputs = shorten(pupil.encoded, plan, mass=self.hparams["mass"], positions="keep")
-                logits, expected, row = answer_logits(
-                    self._host[0], inputs, shortened_targets(pupil.encoded, plan, pupil.targets)
-                )
+                targets = shortened_targets(pupil.encoded, plan, pupil.targets)
+                logits = self._logits(pupil, inputs, targets, question)
+                expected, row = targets[targets != -100], (targets != -100).nonzero()[:, 0]
                 kl = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
                 right = right_rows(logits, expected, row, len(pupil.targets)).float().mean()
                 way = "aware" if question else "blind"

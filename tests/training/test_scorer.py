@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crtc.hosts.dialogue import shared_logits
+from crtc.hosts.dialogue import answer_logits, shared_logits
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs
 from crtc.tokens import Groups
@@ -102,6 +102,31 @@ def test_the_host_stays_frozen(small_host: Path, gate: str, blind_share: float) 
     assert not host.training
     gradient = module.scorer.head[1].weight.grad
     assert gradient is not None and float(gradient.norm()) > 0
+
+
+@pytest.mark.parametrize("gate", ["assignment", "mask"])
+def test_blind_batches_read_a_picture_once_with_the_same_gradient(
+    small_host: Path, gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(small_host, gate=gate, blind_share=1.0, guided=0.0, attention_weight=0.0)
+    batch = [module.task[0], module.task[1]]
+
+    def step() -> tuple[Tensor, Tensor]:
+        module.done = 0
+        module.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        return loss.detach(), torch.cat([w.grad.flatten() for w in module.scorer.parameters() if w.grad is not None])
+
+    loss, gradient = step()
+    host = module._host[0]
+    monkeypatch.setattr(
+        module, "_logits", lambda pupil, inputs, targets, question: answer_logits(host, inputs, targets)[0]
+    )
+    row_by_row, expected = step()
+    torch.testing.assert_close(loss, row_by_row, atol=0, rtol=1e-4)
+    assert float(expected.norm()) > 0
+    assert float((gradient - expected).norm()) < 1e-3 * float(expected.norm())
 
 
 def test_guided_steps_follow_attention_alone(small_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
