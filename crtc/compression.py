@@ -18,6 +18,7 @@ from crtc.hosts import (
     Positions,
     Turn,
     answer,
+    cache_of,
     check_cache,
     check_model,
     columns,
@@ -169,7 +170,7 @@ def compressed(
         inputs = {**given, **given.pop("kwargs", {})}
         if "inputs" in inputs:
             inputs["input_ids"] = inputs.pop("inputs")
-        cache, turn = inputs.get("past_key_values"), handle.turn
+        cache, turn = cache_of(inputs), handle.turn
         generating = True
         try:
             if turn is not None and cache is turn.cache and int(cache.get_seq_length()):
@@ -197,7 +198,7 @@ def compressed(
         if generating:
             return None
         inputs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
-        check_cache(inputs.get("past_key_values"))
+        check_cache(cache_of(inputs))
         if inside:
             encoded = encode(model, inputs)
             handle.tokens = encoded.tokens

@@ -1,5 +1,7 @@
 """Stock Hugging Face models, in and out; the only home of `transformers` beside tasks and training."""
 
+from crtc.hosts.family import CACHE as CACHE
+from crtc.hosts.family import cache_of as cache_of
 from crtc.hosts.family import check_model as check_model
 from crtc.hosts.generation import Turn as Turn
 from crtc.hosts.generation import answer as answer

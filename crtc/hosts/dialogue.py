@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from crtc.hosts.family import CACHE
 from crtc.hosts.prompt import columns, encoder_outputs
 from crtc.hosts.vlm import Encoded
 from crtc.tasks.picture import Picture
@@ -232,8 +233,8 @@ def _from_shared(
         input_ids=ids[:, shared:],
         attention_mask=mask if mask.ndim == 2 else mask[..., shared:, :],
         position_ids=None if positions is None else positions[:, shared:],
-        past_key_values=cache,
         use_cache=True,
+        **{CACHE: cache},
         **options,
     )
     logits: Tensor = model.lm_head(rest.last_hidden_state[targets[:, shared:] != -100])

@@ -4,15 +4,25 @@ Lines that exist for particular families, here and elsewhere, end in `# family: 
 """
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
 
 Modality = Literal["image", "video"]
 MODALITIES: tuple[Modality, ...] = ("image", "video")
 FAMILY_MARK = "# family:"
+CACHES = ("cache", "past_key_values")
+"""What models call their cache, from transformers 5.24 on and before."""
+CACHE = next(name for name in CACHES if name in inspect.signature(create_masks_for_generate).parameters)
+
+
+def cache_of(inputs: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a model or a layer, None if there is none."""
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def modalities(model: Any) -> tuple[Modality, ...]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crtc.hosts.family import modalities, padding_id
+from crtc.hosts.family import CACHES, cache_of, modalities, padding_id
 from crtc.hosts.mass import masked, other_layers
 from crtc.hosts.positions import Positions, rearranged
 from crtc.hosts.prompt import column_bias, columns, shorten
@@ -69,16 +69,16 @@ def answer(
 ) -> tuple[Any, Turn | None]:
     """As `generate`, and the turn to go on from if a cache is in the caller's hands."""
     options = {**encoded.inputs, **options}
-    check_cache(options.get("past_key_values"))
+    check_cache(cache_of(options))
     order = columns(encoded, plan)
     bias = column_bias(encoded, plan, order) if mass else None
     encoded = _counted(encoded, positions)
     short = shorten(encoded, plan, mass=False, positions=positions)
     inputs = {**options, **short}
     output = _generate(encoded.model, inputs, encoded.inputs["input_ids"], order >= 0, bias)
-    cache = options.get("past_key_values")
+    cache = cache_of(options)
     if cache is None and not isinstance(output, Tensor):
-        cache = output.get("past_key_values")
+        cache = cache_of(output)
     if cache is None:
         return output, None
     read = inputs.get("position_ids")
@@ -125,7 +125,7 @@ def go_on(
     order = torch.arange(ids.shape[1] - start, device=ids.device).expand(rows, -1)
     bias, short = order.new_zeros(order.shape, dtype=torch.float32), dict(new)
     if any(name.startswith((*PIXELS, "mm_encoder")) and value is not None for name, value in inputs.items()):
-        encoded, plan = look({name: value for name, value in new.items() if name != "past_key_values"})
+        encoded, plan = look({name: value for name, value in new.items() if name not in CACHES})
         encoded = _counted(encoded, positions)
         order = columns(encoded, plan)
         short = shorten(encoded, plan, mass=False, positions=positions)
@@ -148,7 +148,7 @@ def go_on(
     joined = torch.cat([before, bias], 1) if turn.bias is not None or bool((bias != 0).any()) else None
     fills = {"input_ids": padding_id(model)}
     full = {
-        **{name: value for name, value in inputs.items() if name in short or name == "past_key_values"},
+        **{name: value for name, value in inputs.items() if name in short or name in CACHES},
         **{name: rearranged(value, order, fills.get(name, 0)) for name, value in whole.items()},
         "position_ids": position_ids,
     }

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from crtc.cost import check_layers, read_counts
 from crtc.hosts.attention import Attended, attended
+from crtc.hosts.family import CACHE, cache_of
 from crtc.hosts.layers import check_deepstack, decoder_layers, layer_signals, window_of
 from crtc.hosts.mass import added, causal
 from crtc.hosts.prompt import column_bias, columns
@@ -144,7 +145,7 @@ class _Knife:
             hidden = args[0] if args else kwargs["hidden_states"]
             if number == self.cuts.layers[0]:
                 self.current = None
-            cache = kwargs.get("past_key_values")
+            cache = cache_of(kwargs)
             if cache is not None and int(cache.get_seq_length(number)):
                 if self.calls.get(number):
                     self.calls[number].clear()
@@ -198,7 +199,7 @@ class _Knife:
         calls = self.calls[number]
         if self.own:
             with attended(self.attentions[number], calls), torch.no_grad():
-                module.forward(hidden, *rest, **{**changed, "past_key_values": None})
+                module.forward(hidden, *rest, **{**changed, CACHE: None})
         call, tokens = calls[-1], self.encoded.tokens
         calls.clear()
         x = hidden[row * repeats, place]
@@ -270,7 +271,7 @@ class _Knife:
             elif name not in ("hidden_states", "attention_mask") and isinstance(value, Tensor):
                 aligned = value.ndim >= 2 and value.shape[:2] == (len(hidden), self.width)
                 changed[name] = value[torch.arange(len(hidden))[:, None], index] if aligned else value
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         length = order.shape[1]
         if cache is not None:
             length = int(cache.get_mask_sizes(order.shape[1], number)[0])
@@ -282,7 +283,7 @@ class _Knife:
         view = self.views.get(number)
         if view is None:
             return dict(kwargs)
-        cache, queries = kwargs["past_key_values"], hidden.shape[1]
+        cache, queries = cache_of(kwargs), hidden.shape[1]
         view = self._extended(view)
         length, offset = (int(size) for size in cache.get_mask_sizes(queries, number))
         past = int(cache.get_seq_length(number))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_masks_for_generate
 
-from crtc.hosts.family import takes_masks_by_kind
+from crtc.hosts.family import CACHE, cache_of, takes_masks_by_kind
 
 ADDITIVE = {"full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers whose attention reads a mask of logits."""
@@ -65,7 +65,7 @@ def biased_masks(model: Any, inputs: Mapping[str, Any], bias: Float[Tensor, "B S
     rows, queries = inputs["input_ids"].shape
     if rows % len(bias):
         raise ValueError(f"the language model got {rows} rows, expected a multiple of {len(bias)} prompts")
-    cache, masks = inputs.get("past_key_values"), inputs.get("attention_mask")
+    cache, masks = cache_of(inputs), inputs.get("attention_mask")
     config, dtype = model.get_decoder().config.get_text_config(), model.get_input_embeddings().weight.dtype
     if masks is None or (isinstance(masks, Tensor) and masks.ndim == 2):
         masks = _own_masks(model, inputs, masks, dtype)
@@ -120,7 +120,7 @@ def masked(model: Any, valid: Bool[Tensor, "B S"], bias: Float[Tensor, "B S"] | 
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if bias is not None:
             return args, {**kwargs, "attention_mask": biased_masks(model, kwargs, bias)}
-        if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
+        if kwargs.get("attention_mask") is None and cache_of(kwargs) is None:
             kwargs = {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
         return args, kwargs
 
@@ -134,7 +134,7 @@ def masked(model: Any, valid: Bool[Tensor, "B S"], bias: Float[Tensor, "B S"] | 
 def _own_masks(model: Any, inputs: Mapping[str, Any], mask: Tensor | None, dtype: torch.dtype) -> Any:
     """The masks as `generate` has them made in advance for compiled decoding."""
     rows, queries = inputs["input_ids"].shape
-    cache = inputs.get("past_key_values")
+    cache = cache_of(inputs)
     make = getattr(model, "create_masks_for_generate", None)
     config = model.config
     if config.get_text_config()._attn_implementation == "flex_attention":  # makes masks without logits
@@ -143,7 +143,7 @@ def _own_masks(model: Any, inputs: Mapping[str, Any], mask: Tensor | None, dtype
     told: dict[str, Any] = {
         "inputs_embeds": torch.empty(rows, queries, 0, dtype=dtype, device=inputs["input_ids"].device),
         "attention_mask": mask,
-        "past_key_values": cache,
+        CACHE: cache,
         "position_ids": None,  # which are read for packed sequences only, and there are none here
     }
     text = config.get_text_config()

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPAttention
 
+from crtc.hosts import CACHE
 from crtc.tasks.glyphs.questions import FAMILIES
 from crtc.tasks.glyphs.scene import BYSTANDER_COLORS, BYSTANDERS, COLORS, PATCH, SHADES, SHAPES
 from crtc.tasks.glyphs.tokenizer import PROMPT
@@ -206,9 +207,9 @@ class HostTraining(lightning.LightningModule):
             inputs_embeds=embed(batch.ids),
             attention_mask=torch.zeros_like(visible, dtype=visual.dtype).masked_fill(~visible, -1e4)[:, None],
             position_ids=prefix.shape[1] + GRID * GRID + batch.position,
-            past_key_values=begun.past_key_values,
             use_cache=True,
             output_hidden_states=True,
+            **{CACHE: begun.past_key_values},
         )
         return self.host.lm_head(hidden.last_hidden_state), tuple(hidden.hidden_states)
 

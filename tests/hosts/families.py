@@ -871,3 +871,9 @@ def fuyu(layers: int) -> Host:
         (Picture((12,)),) * 3,
         lambda rows: {name: patches[chosen(rows)]},
     )
+
+
+BROKEN = set() if before("5.24") else {"llama4"}
+"""Families whose stock model cannot run: Llama 4 asks its decoder for `image_outputs`, which it does not give."""
+for name in BROKEN:
+    del BUILDERS[name]

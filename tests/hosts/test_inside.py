@@ -12,7 +12,7 @@ from crtc.hosts.inside import cut_inside
 from crtc.hosts.layers import decoder_layers
 from crtc.methods import DART, PACT, FastV, PyramidDrop, SparseVLM
 from crtc.methods.method import keep_all
-from tests.hosts.families import BUILDERS, build
+from tests.hosts.families import BROKEN, BUILDERS, build
 from tests.hosts.references import prune
 from tests.test_compression import state
 
@@ -230,4 +230,4 @@ def test_every_family_runs_or_says_why_not():
             decoder_layers(build(name).model)
         except ValueError:
             refused.add(name)
-    assert refused == {"gemma4", "llama4", "qwen3_5", "lfm2_vl"}
+    assert refused == {"gemma4", "llama4", "qwen3_5", "lfm2_vl"} - BROKEN
