@@ -65,14 +65,14 @@ def demo(folder: Path | str = "runs/demo", *, steps: int = 100, pictures: int = 
         steps: of training.
         pictures: test scenes with 12 questions each.
         seed: of training.
+
+    Raises:
+        ValueError: if the folder holds a training of other settings.
     """
     folder = Path(folder)
     print(f"1/3 training a scorer for {steps} steps through the embedded host")
-    scorer = folder / "fit" / "scorer"
-    if not (scorer / "model.safetensors").exists():
-        scorer = fit_scorer(
-            ScorerTraining(steps=steps, seed=seed, calibration_pictures=10), folder / "fit", every=max(steps // 2, 1)
-        )
+    training = ScorerTraining(steps=steps, seed=seed, calibration_pictures=10)
+    scorer = fit_scorer(training, folder / "fit", every=max(steps // 2, 1))
     print("2/3 comparing it with the shipped scorer and the training-free field")
     host = load_host(dtype=torch.bfloat16)
     methods, task = field([scorer], names=SHORT), Glyphs("test", pictures, 12)

@@ -3,6 +3,7 @@
 All functions are pure and take one entry per question or per answer token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from crtc.tokens import Plan, Tokens
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def kl_divergence(teacher: Float[Tensor, "A V"], logits: Float[Tensor, "A V"]) -
 
 
 def evidence_recall(
-    tokens: Tokens, plan: Plan, boxes: list[tuple[tuple[float, float, float, float], ...]], size: tuple[int, int]
+    tokens: Tokens, plan: Plan, boxes: Sequence[tuple[Box, ...]], views: Sequence[Box]
 ) -> Float[Tensor, " G"]:
     """Share of the evidence area that is still told apart, for every group; NaN where there is no evidence.
 
@@ -46,19 +48,19 @@ def evidence_recall(
     Args:
         tokens: with `grid`.
         plan: of these tokens.
-        boxes: evidence of every group, in pixels.
-        size: height and width of the picture in pixels.
+        boxes: evidence of every group: left, top, right, bottom in pixels of its picture.
+        views: the part of the picture of every group that its patches cover, in the same pixels.
     """
     recall = torch.full((tokens.num_groups,), torch.nan)
     candidates = tokens.candidates.nonzero()[:, 0].cpu()
     grid, group = tokens.grid.cpu()[candidates], tokens.group.cpu()[candidates]
     weight, slot = plan.weight.cpu().float()[candidates], plan.slot.cpu()[candidates]
     rows, columns = int(grid[:, 1].max()) + 1, int(grid[:, 2].max()) + 1
-    height, width = size[0] / rows, size[1] / columns
     overlap = torch.zeros(len(candidates))
-    for number, found in enumerate(boxes):
+    for number, (found, view) in enumerate(zip(boxes, views, strict=True)):
         inside = group == number
-        top, left = grid[inside, 1] * height, grid[inside, 2] * width
+        height, width = (view[3] - view[1]) / rows, (view[2] - view[0]) / columns
+        top, left = view[1] + grid[inside, 1] * height, view[0] + grid[inside, 2] * width
         area = torch.zeros(int(inside.sum()))
         for x0, y0, x1, y1 in found:
             tall = (torch.clamp(top + height, max=y1) - torch.clamp(top, min=y0)).clamp(min=0)
@@ -77,8 +79,31 @@ def evidence_recall(
     return recall
 
 
-def resamples(owner: Int[np.ndarray, " Q"], *, count: int = 10_000, seed: int = 0) -> Floats:
-    """Bootstrap weights [count, Q] that draw whole pictures, since questions about one picture stand or fall together.
+@dataclass(frozen=True)
+class Resamples:
+    """Bootstrap draws of whole pictures, since questions about one picture stand or fall together.
+
+    Args:
+        drawn: how often each picture is drawn; 255 times is out of reach.
+        place: of every question's picture.
+    """
+
+    drawn: npt.NDArray[np.uint8]  # [count, P]
+    place: Int[np.ndarray, " Q"]
+
+    def sums(self, values: Floats | Bools) -> Floats:
+        """Sum of one value per question in every draw."""
+        per_picture = np.bincount(self.place, values, minlength=self.drawn.shape[1])
+        rows = range(0, len(self.drawn), _ROWS)
+        return np.concatenate([self.drawn[start : start + _ROWS].astype(np.float64) @ per_picture for start in rows])
+
+
+_ROWS = 500
+"""Draws that are held as floats at once: of many pictures, all would not fit into memory."""
+
+
+def resamples(owner: Int[np.ndarray, " Q"], *, count: int = 10_000, seed: int = 0) -> Resamples:
+    """Bootstrap draws of pictures.
 
     Args:
         owner: the picture of every question.
@@ -87,24 +112,26 @@ def resamples(owner: Int[np.ndarray, " Q"], *, count: int = 10_000, seed: int = 
     """
     pictures, place = np.unique(owner, return_inverse=True)
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(pictures), np.full(len(pictures), 1 / len(pictures)), size=count)
-    return drawn[:, place].astype(np.float64)
+    share = np.full(len(pictures), 1 / len(pictures))
+    rows = [min(_ROWS, count - start) for start in range(0, count, _ROWS)]
+    drawn = [random.multinomial(len(pictures), share, size=number).astype(np.uint8) for number in rows]
+    return Resamples(np.concatenate(drawn), place)
 
 
-def ratio(part: Floats | Bools, whole: Floats | Bools, weights: Floats) -> Interval:
+def ratio(part: Floats | Bools, whole: Floats | Bools, draws: Resamples) -> Interval:
     """`100 * sum(part) / sum(whole)`, such as accuracy relative to all tokens, paired by question."""
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     if whole.sum() == 0:
         return Interval(float("nan"), float("nan"), float("nan"))
-    below = weights @ whole
-    draws = 100 * (weights @ part)[below > 0] / below[below > 0]
-    low, high = np.percentile(draws, [2.5, 97.5])
+    below = draws.sums(whole)
+    found = 100 * draws.sums(part)[below > 0] / below[below > 0]
+    low, high = np.percentile(found, [2.5, 97.5])
     return Interval(float(100 * part.sum() / whole.sum()), float(low), float(high))
 
 
-def difference(first: Floats | Bools, second: Floats | Bools, whole: Floats | Bools, weights: Floats) -> Interval:
+def difference(first: Floats | Bools, second: Floats | Bools, whole: Floats | Bools, draws: Resamples) -> Interval:
     """Difference of two such ratios, paired by question."""
-    return ratio(np.asarray(first, float) - np.asarray(second, float), whole, weights)
+    return ratio(np.asarray(first, float) - np.asarray(second, float), whole, draws)
 
 
 def flips(full: Bools, compressed: Bools) -> tuple[float, float]:

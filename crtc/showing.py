@@ -10,6 +10,7 @@ import torch
 from crtc.compression import compressed
 from crtc.evaluation.drawing import overlay
 from crtc.hosts.dialogue import prompt_of
+from crtc.hosts.view import view_of
 from crtc.methods import Method
 from crtc.tasks.picture import Picture, Task
 
@@ -60,7 +61,9 @@ def answer(
     if path is not None:
         scored = getattr(method, "score", None)
         importance = None if scored is None or method.missing(tokens) else scored(tokens).float().cpu().numpy()
-        overlay(picture.image, tokens, plan, path, importance=importance, title=f"{type(method).__name__}: {question}")
+        view = view_of(processor, *picture.image.size)
+        seen = picture.image.crop(tuple(round(side) for side in view))  # type: ignore[arg-type]
+        overlay(seen, tokens, plan, path, importance=importance, title=f"{type(method).__name__}: {question}")
     said = [processor.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in (full, short)]
     return Shown(said[0], said[1], int(tokens.candidates.sum()), len(plan.kept))
 

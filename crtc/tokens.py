@@ -76,7 +76,7 @@ class Tokens:
         kind: `TEXT`, `IMAGE` or `VIDEO`.
         sequence: the prompt that a token belongs to, ascending.
         group: the group whose tokens share one count (an image or a clip), numbered 0, 1, ... in order of
-            appearance; `CONTEXT` for tokens that are never dropped. A group lies within one sequence, contiguous.
+            appearance; `CONTEXT` for tokens that are never dropped. A group lies within one sequence.
         grid: time, row, column of a visual token; -1 where there is none.
         signals: what the host captured.
 
@@ -108,19 +108,24 @@ class Tokens:
             row = int((~torch.isfinite(self.x)).any(1).nonzero()[0, 0])
             raise ValueError(f"x holds NaN or infinity, first in token {row}, expected finite features")
         if num and bool((self.sequence.diff() < 0).any()):
-            raise ValueError("sequence is not ascending, expected the tokens of a sequence to lie together")
+            token = int((self.sequence.diff() < 0).nonzero()[0, 0]) + 1
+            raise ValueError(
+                f"sequence goes down to {int(self.sequence[token])} at token {token}, expected ascending numbers"
+            )
         members = self.group[self.group >= 0]
         if bool((self.group < CONTEXT).any()):
             raise ValueError(f"group holds {int(self.group.min())}, expected {CONTEXT} or larger")
         if len(members):
             steps = members.diff()
             if int(members[0]) != 0 or bool(((steps < 0) | (steps > 1)).any()):
-                raise ValueError("group is not numbered 0, 1, ... in order of appearance without gaps")
+                order = [int(members[0]), *(int(number) for number in members[1:][steps != 0])]
+                raise ValueError(f"groups come as {order[:8]}, expected 0, 1, ... in order of appearance without gaps")
             first = torch.full((self.num_groups,), num, device=self.x.device).scatter_reduce_(
                 0, members, self.sequence[self.group >= 0], "amin"
             )
-            if bool((first[members] != self.sequence[self.group >= 0]).any()):
-                raise ValueError("a group spans two sequences, expected each group within one sequence")
+            spans = first[members] != self.sequence[self.group >= 0]
+            if bool(spans.any()):
+                raise ValueError(f"group {int(members[spans][0])} spans two sequences, expected each within one")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -239,9 +244,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         if len(self.kept) and (int(self.kept.min()) < 0 or int(self.kept.max()) >= len(self.slot)):
-            raise ValueError(f"kept reaches {int(self.kept.max())}, expected numbers of {len(self.slot)} tokens")
+            raise ValueError(
+                f"kept goes from {int(self.kept.min())} to {int(self.kept.max())}, expected 0 to {len(self.slot) - 1}"
+            )
         if bool((self.kept.diff() <= 0).any()):
-            raise ValueError("kept is not strictly ascending")
+            place = int((self.kept.diff() <= 0).nonzero()[0, 0])
+            raise ValueError(f"kept has {int(self.kept[place + 1])} behind {int(self.kept[place])}, expected ascending")
         if self.slot.shape != self.weight.shape or self.slot.shape != self.group.shape:
             raise ValueError(
                 f"slot, weight and group have {len(self.slot)}, {len(self.weight)}, {len(self.group)} rows"
@@ -250,14 +258,22 @@ class Plan:
             raise ValueError(f"size has {len(self.size)} rows, expected {len(self.kept)}")
         order = torch.arange(len(self.kept), device=self.kept.device)
         if not torch.equal(self.slot[self.kept], order):
-            raise ValueError("a kept token is not in its own slot")
+            wrong = int((self.slot[self.kept] != order).nonzero()[0, 0])
+            token = int(self.kept[wrong])
+            raise ValueError(f"kept token {token} is in slot {int(self.slot[token])}, expected its own, {wrong}")
         if len(self.slot) and (int(self.slot.min()) < DROPPED or int(self.slot.max()) >= len(self.kept)):
-            raise ValueError(f"slot reaches {int(self.slot.max())}, expected less than {len(self.kept)}")
+            raise ValueError(
+                f"slot goes from {int(self.slot.min())} to {int(self.slot.max())}, expected {DROPPED} to "
+                f"{len(self.kept) - 1}"
+            )
         joined = self.slot >= 0
         if bool((self.group[joined] < 0).any()):
-            raise ValueError("a context token is in a slot, expected candidates only")
-        if bool((self.group[joined] != self.group[self.kept][self.slot[joined]]).any()):
-            raise ValueError("a token joins a slot of another group")
+            token = int((joined & (self.group < 0)).nonzero()[0, 0])
+            raise ValueError(f"context token {token} is in slot {int(self.slot[token])}, expected candidates only")
+        other = self.group[joined] != self.group[self.kept][self.slot[joined]]
+        if bool(other.any()):
+            token = int(joined.nonzero()[:, 0][other][0])
+            raise ValueError(f"token {token} of group {int(self.group[token])} joins a slot of another group")
 
     @property
     def num_kept(self) -> Int[Tensor, " G"]:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from crtc.retention import Interval, difference, evidence_recall, flips, kl_divergence, ratio, resamples
+from crtc.retention import Interval, Resamples, difference, evidence_recall, flips, kl_divergence, ratio, resamples
 from crtc.tokens import Plan
 from tests.making import make_image, make_tokens
 
-SIZE = (20, 20)
+VIEW = (0.0, 0.0, 20.0, 20.0)
 BOX = (0.0, 0.0, 15.0, 10.0)
 """On four patches of 10 x 10 pixels: all of the first and half of the second, 100 and 50 pixels."""
 
@@ -42,7 +42,7 @@ def test_kl_of_two_coins() -> None:
 )
 def test_evidence_recall(plan: Plan, expected: float) -> None:
     tokens = make_image(torch.zeros(4, 2), columns=2)
-    assert evidence_recall(tokens, plan, [(BOX,)], SIZE).tolist() == pytest.approx([expected])
+    assert evidence_recall(tokens, plan, [(BOX,)], [VIEW]).tolist() == pytest.approx([expected])
 
 
 def test_evidence_of_every_group_is_its_own() -> None:
@@ -51,40 +51,53 @@ def test_evidence_of_every_group_is_its_own() -> None:
     slot = torch.full((len(tokens),), -1)
     slot[kept] = torch.arange(3)
     plan = Plan(kept, slot, (slot >= 0).float(), torch.ones(3), tokens.group)
-    recall = evidence_recall(tokens, plan, [(BOX,), (BOX, (0.0, 10.0, 5.0, 20.0)), ()], SIZE)
+    recall = evidence_recall(tokens, plan, [(BOX,), (BOX, (0.0, 10.0, 5.0, 20.0)), ()], [VIEW] * 3)
     assert recall[:2].tolist() == pytest.approx([100 / 150, 50 / 200])
     assert math.isnan(recall[2])
 
 
+def test_evidence_counts_in_the_part_of_a_picture_that_the_host_saw() -> None:
+    """The middle 20 x 20 of a picture of 40 x 20: the box lies ten pixels further right."""
+    tokens = make_image(torch.zeros(4, 2), columns=2)
+    plan = plan_of([0, 3], [0, -1, 1, 1], [1, 0, 0, 1])
+    moved = (BOX[0] + 10, BOX[1], BOX[2] + 10, BOX[3])
+    assert evidence_recall(tokens, plan, [(moved,)], [(10.0, 0.0, 30.0, 20.0)]).tolist() == pytest.approx([100 / 150])
+    unseen = evidence_recall(tokens, plan, [((0.0, 0.0, 9.0, 20.0),)], [(10.0, 0.0, 30.0, 20.0)])
+    assert math.isnan(unseen[0])
+
+
 def test_resamples_draw_whole_pictures() -> None:
     owner = np.array([4, 4, 7, 7, 7, 9])
-    weights = resamples(owner, count=500, seed=3)
-    assert weights.shape == (500, 6)
+    draws = resamples(owner, count=1200, seed=3)
+    weights = np.stack([draws.sums(np.eye(6)[number]) for number in range(6)], 1)
+    assert weights.shape == (1200, 6)
     assert np.array_equal(weights[:, 0], weights[:, 1])
     assert np.array_equal(weights[:, 2], weights[:, 3]) and np.array_equal(weights[:, 2], weights[:, 4])
-    assert np.array_equal(weights[:, [0, 2, 5]].sum(1), np.full(500, 3.0))
-    assert np.array_equal(weights, resamples(owner, count=500, seed=3))
+    assert np.array_equal(weights[:, [0, 2, 5]].sum(1), np.full(1200, 3.0))
+    assert np.array_equal(draws.drawn, np.random.default_rng(3).multinomial(3, [1 / 3] * 3, size=1200))
+    values = np.array([0.5, -1, 2, 0, 3, 1])
+    np.testing.assert_allclose(draws.sums(values), weights @ values)
     assert abs(weights.mean() - 1) < 0.1
 
 
 def test_ratio_of_one_picture_has_no_width() -> None:
     part, whole = np.array([True, False, True, False]), np.array([True, True, True, False])
-    weights = resamples(np.zeros(4, dtype=int), count=50)
-    assert ratio(part, whole, weights) == Interval(*[pytest.approx(200 / 3)] * 3)
-    assert difference(part, whole, whole, weights) == Interval(*[pytest.approx(-100 / 3)] * 3)
-    assert difference(part, part, whole, weights) == Interval(0.0, 0.0, 0.0)
+    draws = resamples(np.zeros(4, dtype=int), count=50)
+    assert ratio(part, whole, draws) == Interval(*[pytest.approx(200 / 3)] * 3)
+    assert difference(part, whole, whole, draws) == Interval(*[pytest.approx(-100 / 3)] * 3)
+    assert difference(part, part, whole, draws) == Interval(0.0, 0.0, 0.0)
 
 
 def test_ratio_over_pictures() -> None:
     part, whole = np.array([True, False]), np.array([True, True])
-    weights = np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
-    found = ratio(part, whole, weights)
+    draws = Resamples(np.array([[2, 0], [1, 1], [0, 2]], np.uint8), np.array([0, 1]))
+    found = ratio(part, whole, draws)
     assert (found.value, found.low, found.high) == pytest.approx((50.0, 2.5, 97.5))
     assert str(found) == "50.0 [2.5, 97.5]"
 
 
 def test_ratio_to_nothing_is_unknown() -> None:
-    nothing = ratio(np.array([True]), np.array([False]), np.ones((3, 1)))
+    nothing = ratio(np.array([True]), np.array([False]), resamples(np.zeros(1, dtype=int), count=3))
     assert all(map(math.isnan, (nothing.value, nothing.low, nothing.high)))
 
 

@@ -29,10 +29,12 @@ from crtc.hosts.dialogue import (
     first_rows,
     once_per_picture,
     prompts,
+    right_questions,
     right_rows,
     shared_logits,
     shortened_targets,
 )
+from crtc.hosts.view import view_of
 from crtc.merging import make_plan
 from crtc.methods.method import Method, keep_all
 from crtc.retention import Bools, Floats, evidence_recall, kl_divergence
@@ -202,7 +204,11 @@ class Evaluation:
 
     def _join(self, found: dict[str, list["_Part"]], config: dict[str, Any]) -> Results:
         controls = found.pop(CONTROLS)
-        runs = {(name, False, 0): _joined([part.controls[name] for part in controls]) for name in controls[0].controls}
+        sizes = [len(part.questions) for part in controls]
+        runs = {
+            (name, False, 0): _joined([part.controls[name] for part in controls], sizes)
+            for name in controls[0].controls
+        }
         skipped = dict(self._given)
         for label, parts in found.items():
             reasons = [part.skipped for part in parts if part.skipped]
@@ -210,7 +216,7 @@ class Evaluation:
                 skipped[label] = reasons[0]
                 continue
             for mass, count in parts[0].runs:
-                runs[label, mass, count] = _joined([part.runs[mass, count] for part in parts])
+                runs[label, mass, count] = _joined([part.runs[mass, count] for part in parts], sizes)
         if not any(count for _, _, count in runs):
             reasons = [f"{label}: {reason}" for label, reason in skipped.items()]
             raise ValueError(f"no method can run on this host: {'; '.join(reasons)}")
@@ -265,7 +271,7 @@ class Evaluation:
             )
         }
         boxes = [questions[int(i)].boxes for i in talk.question]
-        size = pictures[0].image.size[::-1]
+        views = [view_of(self.processor, *pictures[int(i)].image.size) for i in image_of]
         depth = self.model.get_decoder().config.get_text_config().num_hidden_layers
         for label, method in methods.items():
             inside = bool(method.cuts(depth))
@@ -274,20 +280,20 @@ class Evaluation:
                 made[label] = _Part(skipped=f"the host gives no {', '.join(sorted(missing))}")
                 continue
             if inside:
-                made[label] = self._inside(method, encoded, targets, judge, boxes, size)
+                made[label] = self._inside(method, encoded, targets, judge, boxes, views)
                 continue
             runs: dict[tuple[bool, int], Run] = {}
             tokens, rows = (seen, torch.arange(len(image_of))) if method.question_aware else (looks, image_of)
-            begun = time.perf_counter()
+            begun = self._now()
             planner = method.planner(tokens)
-            shared = time.perf_counter() - begun  # a single plan costs it too
+            shared = self._now() - begun  # a single plan costs it too
             for count in self.counts:
                 k = counting.resolve(tokens.group_sizes, count=count)
-                begun = time.perf_counter()
+                begun = self._now()
                 plan = planner(k)
-                seconds = (shared + time.perf_counter() - begun) / tokens.num_groups
+                seconds = (shared + self._now() - begun) / tokens.num_groups
                 plan = spread(plan, tokens, encoded.tokens, rows.to(device))
-                recall = evidence_recall(encoded.tokens, plan, boxes, size).numpy()
+                recall = evidence_recall(encoded.tokens, plan, boxes, views).numpy()
                 short_targets = shortened_targets(encoded, plan, targets)
                 for mass in self.masses:
                     short = shorten(encoded, plan, mass=mass, positions=self.positions)
@@ -300,6 +306,12 @@ class Evaluation:
             made[label] = _Part(runs=runs)
         return made
 
+    def _now(self) -> float:
+        """The time, once the device has done what it was told."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()
+
     def _inside(
         self,
         method: Method,
@@ -307,7 +319,7 @@ class Evaluation:
         targets: Int[Tensor, "B L"],
         judge: "_Judge",
         boxes: list[Any],
-        size: tuple[int, int],
+        views: list[Any],
     ) -> "_Part":
         """What a method gives that drops tokens between the layers; counts that it cannot spend stay out."""
         runs: dict[tuple[bool, int], Run] = {}
@@ -323,7 +335,7 @@ class Evaluation:
                 with context as cuts:
                     logits = answer_logits(self.model, whole, targets)[0]
                 read = float(cost.layer_equivalent(cuts.counts).mean())
-                recall = evidence_recall(encoded.tokens, cuts.plan, boxes, size).numpy()
+                recall = evidence_recall(encoded.tokens, cuts.plan, boxes, views).numpy()
                 seconds = cuts.seconds / encoded.tokens.num_groups
                 runs[mass, count] = judge(logits, recall=recall, seconds=seconds, read=read)
         return _Part(runs=runs, skipped="" if runs else reason)
@@ -340,12 +352,14 @@ class _Part:
     families: tuple[str, ...] = ()  # of every question
 
 
-def _joined(pieces: list[Run]) -> Run:
+def _joined(pieces: list[Run], pictures: list[int]) -> Run:
+    """One run from those of some batches, of so many pictures each."""
     right, kl, agree, recall = (
         np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("right", "kl", "agree", "recall")
     )
     milliseconds, read = (
-        float(np.mean([getattr(piece, name) for piece in pieces])) for name in ("milliseconds", "layer_equivalent")
+        float(np.average([getattr(piece, name) for piece in pieces], weights=pictures))
+        for name in ("milliseconds", "layer_equivalent")
     )
     return Run(right, kl, agree, recall, milliseconds, read)
 
@@ -371,15 +385,11 @@ class _Judge:
         self.expected, self.row, self.rows = targets[asked], asked.nonzero()[:, 0], len(targets)
         self.teacher = full.log_softmax(-1)
         self.question = question
-        self.questions = int(question.max()) + 1
         self.reference = torch.ones_like(question, dtype=torch.bool)
         self.reference[1:] = question.diff() != 0
 
     def __call__(self, logits: Tensor, *, recall: Floats | None, seconds: float, read: float) -> Run:
-        right = right_rows(logits, self.expected, self.row, self.rows)
-        some = torch.zeros(self.questions, dtype=torch.long, device=right.device).index_add(
-            0, self.question, right.long()
-        )
+        right = right_questions(right_rows(logits, self.expected, self.row, self.rows), self.question)
         kl = kl_divergence(self.teacher, logits)
         agree = (logits.argmax(-1) == self.teacher.argmax(-1)).float()
         length = torch.bincount(self.row, minlength=self.rows)
@@ -388,8 +398,8 @@ class _Judge:
             rows = torch.zeros(self.rows, device=values.device).index_add(0, self.row, values) / length
             return np.asarray(rows[self.reference].double().cpu())
 
-        told = np.full(self.questions, np.nan) if recall is None else recall[self.reference.cpu().numpy()]
-        return Run((some > 0).cpu().numpy(), mean(kl), mean(agree), told, seconds * 1e3, read)
+        told = np.full(len(right), np.nan) if recall is None else recall[self.reference.cpu().numpy()]
+        return Run(right.cpu().numpy(), mean(kl), mean(agree), told, seconds * 1e3, read)
 
 
 def _without_image(encoded: Encoded, talk: Dialogue, targets: Int[Tensor, "B L"]) -> Tensor:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, Run
-from crtc.retention import Bools, Floats, Interval, difference, flips, ratio, resamples
+from crtc.retention import Bools, Floats, Interval, Resamples, difference, flips, ratio, resamples
 
 LEARNED = "reinforced"
 
 
 def summary(results: Results) -> dict[str, Any]:
     """Every figure of an evaluation with its interval, ready for JSON."""
-    weights = resamples(results.picture)
+    draws = resamples(results.picture)
     full = results.full()
     rows = []
     for (label, mass, count), run in results.runs.items():
@@ -28,7 +28,7 @@ def summary(results: Results) -> dict[str, Any]:
                 "layer_equivalent": run.layer_equivalent,
                 "question_aware": results.aware.get(label),
                 "accuracy": 100 * float(run.right.mean()),
-                "relative": vars(ratio(run.right, full.right, weights)),
+                "relative": vars(ratio(run.right, full.right, draws)),
                 "agreement": 100 * float(run.agree.mean()),
                 "kl_mean": float(run.kl.mean()),
                 "kl_p90": float(np.percentile(run.kl, 90)),
@@ -48,7 +48,7 @@ def summary(results: Results) -> dict[str, Any]:
         "pictures": len(np.unique(results.picture)),
         "skipped": results.skipped,
         "rows": rows,
-        "differences": compare(results, weights),
+        "differences": compare(results, draws),
     }
 
 
@@ -70,7 +70,7 @@ def better_setting(results: Results, label: str, count: int) -> bool:
     return bool(mass.right.mean() > plain.right.mean())
 
 
-def compare(results: Results, weights: Floats) -> list[dict[str, Any]]:
+def compare(results: Results, draws: Resamples) -> list[dict[str, Any]]:
     """The learned rows against every other one that sees as much, each at its better setting, paired by question."""
     full = results.full().right
     found = []
@@ -88,7 +88,7 @@ def compare(results: Results, weights: Floats) -> list[dict[str, Any]]:
                         "learned": learned,
                         "against": label,
                         "count": count,
-                        "difference": vars(difference(ours.right, theirs.right, full, weights)),
+                        "difference": vars(difference(ours.right, theirs.right, full, draws)),
                     }
                 )
     return found
@@ -96,7 +96,7 @@ def compare(results: Results, weights: Floats) -> list[dict[str, Any]]:
 
 def markdown(results: Results) -> str:
     """Retention at every count, plain and mass-preserving side by side, controls first; then families and margins."""
-    weights = resamples(results.picture)
+    draws = resamples(results.picture)
     full = results.full()
     counts = results.counts
     masses = sorted({mass for _, mass, count in results.runs if count})
@@ -115,7 +115,7 @@ def markdown(results: Results) -> str:
     ]
     for label in (label for label in (ALL, NO_IMAGE, WRONG_IMAGE) if (label, False, 0) in results.runs):
         control = results.runs[label, False, 0]
-        cell = _cell(control, full, weights) if label != ALL else f"{100 * full.right.mean():.1f} % right"
+        cell = _cell(control, full, draws) if label != ALL else f"{100 * full.right.mean():.1f} % right"
         lines.append(f"| *{label}* | | | " + " | ".join([cell] * len(counts)))
         lines[-1] += f" | {control.kl.mean():.3f} | {_read([control])} |"
     for label in results.labels:
@@ -123,7 +123,7 @@ def markdown(results: Results) -> str:
             runs = [results.runs.get((label, mass, count)) for count in counts]
             if not any(runs):
                 continue
-            cells = ["-" if run is None else _cell(run, full, weights) for run in runs]
+            cells = ["-" if run is None else _cell(run, full, draws) for run in runs]
             middle = runs[len(counts) // 2]
             aware = "yes" if results.aware[label] else "no"
             lines.append(
@@ -134,7 +134,7 @@ def markdown(results: Results) -> str:
             )
     for label, reason in results.skipped.items():
         lines.append(f"\n{label} was skipped: {reason}.")
-    return "\n".join([*lines, "", *_margins(results, weights), *_details(results), "", *_family_table(results)]) + "\n"
+    return "\n".join([*lines, "", *_margins(results, draws), *_details(results), "", *_family_table(results)]) + "\n"
 
 
 def _read(runs: Sequence[Run | None]) -> str:
@@ -143,14 +143,14 @@ def _read(runs: Sequence[Run | None]) -> str:
     return " / ".join("-" if tokens is None else f"{tokens:.1f}".removesuffix(".0") for tokens in known)
 
 
-def _cell(run: Run, full: Run, weights: Floats) -> str:
-    return str(ratio(run.right, full.right, weights))
+def _cell(run: Run, full: Run, draws: Resamples) -> str:
+    return str(ratio(run.right, full.right, draws))
 
 
-def _margins(results: Results, weights: Floats) -> list[str]:
+def _margins(results: Results, draws: Resamples) -> list[str]:
     """The learned rows minus the best of the others, paired."""
     lines = []
-    differences = compare(results, weights)
+    differences = compare(results, draws)
     for learned in dict.fromkeys(entry["learned"] for entry in differences):
         lines += [
             f"**{learned}** minus the best other method that sees as much, in points of relative accuracy, "
@@ -161,6 +161,8 @@ def _margins(results: Results, weights: Floats) -> list[str]:
         ]
         for count in results.counts:
             rivals = [entry for entry in differences if entry["learned"] == learned and entry["count"] == count]
+            if not rivals:  # none can spend as little
+                continue
             closest = min(rivals, key=lambda entry: entry["difference"]["value"])
             lines.append(f"| {count} | {closest['against']} | {Interval(**closest['difference'])} |")
         lines.append("")

@@ -125,7 +125,12 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
     Args:
         tokens: with `grid` set for their candidates.
         reaches: distances in patches, each giving a ring of eight.
+
+    Raises:
+        ValueError: if a reach is less than 1.
     """
+    if any(reach < 1 for reach in reaches):
+        raise ValueError(f"reaches is {reaches}, expected distances of at least 1 patch")
     offsets = [(-1, 0, 0), (1, 0, 0), *((0, r * reach, c * reach) for reach in reaches for r, c in RING)]
     first = 0 if len(tokens) and int(tokens.grid[:, 0].max()) > 0 else 2
     directions = torch.arange(first, len(offsets), device=tokens.x.device)
@@ -142,7 +147,7 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
             torch.zeros_like(index, dtype=torch.bool),
             relation,
         )
-    margin = max(*reaches, 1)
+    margin = max((*reaches, 1))
     extent = tokens.grid[placed].amax(0) + 1 + 2 * margin
     shape = (tokens.num_groups, *extent.tolist())
     table = torch.full(shape, -1, dtype=torch.long, device=device)

@@ -59,7 +59,7 @@ def from_data(data: Data | Batch) -> Tokens:
     missing = [name for name in ("x", "kind", "budget_group", "grid") if data.get(name) is None]
     if missing:
         raise ValueError(f"data lacks {', '.join(missing)}, expected the attributes that to_data writes")
-    sequence = data.batch if data.get("batch") is not None else torch.zeros(len(data.x), dtype=torch.long)
+    sequence = data.batch if data.get("batch") is not None else data.kind.new_zeros(len(data.x))
     group = data.budget_group.clone()
     inside = group >= 0
     if bool(inside.any()):
@@ -72,7 +72,7 @@ def from_data(data: Data | Batch) -> Tokens:
 
 def to_networkx(tokens: Tokens, neighbors: Neighbors, **node_values: torch.Tensor) -> networkx.DiGraph:
     """The graph for analysis and drawing: nodes carry kind, group, sequence, grid and any `node_values` given, edges
-    their likeness as `weight` and their `relation`.
+    their likeness as `weight` and their `relation`; of several edges from one token to another the heaviest stays.
     """
     graph = networkx.DiGraph()
     for node in range(len(tokens)):

@@ -132,6 +132,12 @@ def right_rows(
     return wrong == 0
 
 
+def right_questions(right: Bool[Tensor, " B"], question: Int[Tensor, " B"]) -> Bool[Tensor, " Q"]:
+    """Questions of which any accepted answer's row is right."""
+    found = torch.zeros(int(question.max()) + 1, dtype=torch.long, device=right.device)
+    return found.index_add(0, question, right.long()) > 0
+
+
 def shared_logits(
     model: LlavaForConditionalGeneration,
     inputs: dict[str, Any],

@@ -64,6 +64,8 @@ class Design:
         for name in ("width", "hidden", "channels", "metric", "degree"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if any(reach < 1 for reach in self.reaches):
+            raise ValueError(f"reaches is {self.reaches}, expected distances of at least 1 patch")
         if self.steps < 0:
             raise ValueError(f"steps is {self.steps}, expected at least 0")
         if self.selector not in get_args(Selector):
@@ -334,10 +336,15 @@ class Reinforced(Learned):
         return dict(vars(self.design))
 
     def with_design(self, **changes: Any) -> Self:
-        """The same weights under another design, where only the choice and the merging differ."""
-        other = type(self)(question=self.question_aware, **vars(replace(self.design, **changes)))
+        """The same weights under another design, where only the choice and the merging differ.
+
+        Raises:
+            ValueError: if a field of the design is unknown or out of range.
+        """
+        other = type(self)(question=self.question_aware, **{**vars(self.design), **changes})
         other.load_state_dict(self.state_dict())
-        return other.eval()
+        other.origin = self.origin
+        return other.to(self.metric.weight.device).eval()
 
 
 def _columns(neighbors: Neighbors, count: int) -> Neighbors:
@@ -347,7 +354,7 @@ def _columns(neighbors: Neighbors, count: int) -> Neighbors:
 
 
 def _rewired(neighbors: Neighbors, tokens: Tokens) -> Neighbors:
-    """Every edge from a random token of the same group, its likeness that of a random other edge."""
+    """Every edge from a random token of the same group instead; its likeness stays."""
     generator = torch.Generator().manual_seed(0)
     sizes = tokens.group_sizes
     first = sizes.cumsum(0) - sizes

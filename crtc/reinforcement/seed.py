@@ -101,7 +101,7 @@ class Seed(nn.Module):
         order: Neighbors | None,
         sequence: Int[Tensor, " G"],
     ) -> tuple[Float[Tensor, "G M E"], Float[Tensor, "G M H"], Float[Tensor, "G W"]]:
-        """Evidence, seed (positive, mean about one over a group), and the question's state.
+        """Evidence, seed (positive), and the question's state.
 
         Args:
             visual: candidates of every group.

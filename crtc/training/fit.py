@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from crtc import tracking
 from crtc.training.host import HostTraining
+from crtc.training.resuming import LastLook
 from crtc.training.scorer import ScorerTraining
 
 BEST, LAST = "best", "last"
@@ -31,10 +32,10 @@ def trainer_for(
         settings: of `lightning.Trainer`.
     """
     folder = Path(folder)
-    callbacks: list[lightning.Callback] = [TQDMProgressBar(refresh_rate=5)]
+    callbacks: list[lightning.Callback] = [TQDMProgressBar(refresh_rate=5), LastLook()]
     if monitor is not None:
         callbacks.append(ModelCheckpoint(folder, filename=BEST, monitor=monitor, enable_version_counter=False))
-        callbacks.append(EarlyStopping(monitor, patience=patience, min_delta=1e-4))
+        callbacks.append(EarlyStopping(monitor, patience=patience, min_delta=1e-4, check_on_train_epoch_end=False))
     # Of its own, since `save_last` writes only when the best one is written; behind it, to know which one that was.
     callbacks.append(ModelCheckpoint(folder, filename=LAST, enable_version_counter=False))
     logger = (
@@ -62,13 +63,17 @@ def fit_scorer(
     track: bool = True,
     **settings: Any,
 ) -> Path:
-    """Train, going on where an interrupted run in `folder` stopped; give the folder of the best scorer."""
+    """Train, going on where an interrupted run in `folder` stopped; give the folder of the best scorer.
+
+    Raises:
+        ValueError: if the run in `folder` had other settings.
+    """
     folder = Path(folder)
     done = folder / "scorer"
-    every = min(every, module.hparams["steps"])  # a run looks at the calibration split at least once
     trainer = trainer_for(folder, monitor="calibration/kl", every=every, patience=patience, track=track, **settings)
     last = folder / f"{LAST}.ckpt"
-    trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
+    if not _stopped_early(last, patience):
+        trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
     best = torch.load(folder / f"{BEST}.ckpt", weights_only=False, map_location="cpu")
     module.load_state_dict(best["state_dict"])
     module.export(done, best.get("calibration"))
@@ -76,6 +81,14 @@ def fit_scorer(
         tracking.log_folder(trainer.logger.experiment, done, "scorer", "scorer")
         trainer.logger.experiment.finish()
     return done
+
+
+def _stopped_early(last: Path, patience: int) -> bool:
+    """Whether the run that a checkpoint is of ended for want of gain; Lightning would begin it again."""
+    if not last.exists():
+        return False
+    states = torch.load(last, weights_only=False, map_location="cpu")["callbacks"].values()
+    return any(state.get("wait_count", 0) >= patience for state in states)
 
 
 class FitCLI(LightningCLI):
@@ -94,11 +107,30 @@ def _parsed(module: type[lightning.LightningModule], arguments: list[str]) -> Fi
         return FitCLI(module, args=arguments, run=False, save_config_callback=None, trainer_defaults={"logger": False})
 
 
+def _trainer_settings(cli: FitCLI) -> dict[str, Any]:
+    """What the user asked of `lightning.Trainer` beside the defaults.
+
+    Raises:
+        ValueError: for what `folder`, `every` and `patience` say here.
+    """
+    defaults = cli.parser.get_defaults().trainer
+    given = {
+        name: cli.config_init.trainer[name]
+        for name, value in vars(cli.config.trainer).items()
+        if value != defaults[name]
+    }
+    taken = sorted({"callbacks", "logger", "default_root_dir", "val_check_interval", "max_epochs"} & set(given))
+    if taken:
+        raise ValueError(f"trainer.{taken[0]} is {given[taken[0]]!r}, expected --folder, --every or --patience instead")
+    return given
+
+
 def fit(arguments: list[str]) -> None:
     """The command line of `crtc fit`."""
     cli = _parsed(ScorerTraining, arguments)
     config = cli.config
-    done = fit_scorer(cli.model, config.folder, every=config.every, patience=config.patience)
+    settings = _trainer_settings(cli)
+    done = fit_scorer(cli.model, config.folder, every=config.every, patience=config.patience, **settings)
     print(f"wrote the scorer to {done}; `crtc evaluate --scorer {done}` compares it")
 
 
@@ -111,8 +143,7 @@ def fit_host(arguments: list[str]) -> None:
         monitor=None,
         every=cli.config.every,
         patience=cli.config.patience,
-        precision="bf16-mixed",
-        gradient_clip_val=None,
+        **{"precision": "bf16-mixed", "gradient_clip_val": None, **_trainer_settings(cli)},
     )
     last = folder / f"{LAST}.ckpt"
     trainer.fit(cli.model, ckpt_path=str(last) if last.exists() else None)

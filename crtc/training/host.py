@@ -24,6 +24,7 @@ from crtc.tasks.glyphs.questions import FAMILIES
 from crtc.tasks.glyphs.scene import BYSTANDER_COLORS, BYSTANDERS, COLORS, PATCH, SHADES, SHAPES
 from crtc.tasks.glyphs.tokenizer import PROMPT
 from crtc.training.packing import GRID, IGNORE, PackedScenes, Scenes, glyph_tokenizer
+from crtc.training.resuming import check_same
 
 KINDS = 1 + len(SHAPES) + 10 + len(BYSTANDERS)
 HEADS = {
@@ -327,5 +328,10 @@ class HostTraining(lightning.LightningModule):
         checkpoint["done"] = self.done
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the next batch."""
+        """Go on with the next batch of the same run.
+
+        Raises:
+            ValueError: if the checkpoint is of other settings.
+        """
+        check_same(checkpoint, self)
         self.done = checkpoint["done"]

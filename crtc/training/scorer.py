@@ -25,6 +25,7 @@ from crtc.hosts.dialogue import (
     logits_and_looks,
     once_per_picture,
     prompts,
+    right_questions,
     right_rows,
     shared_logits,
     shortened_targets,
@@ -36,6 +37,7 @@ from crtc.methods.origin import Origin
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.tokens import Groups, Tokens
 from crtc.training.gates import GATES
+from crtc.training.resuming import check_same
 
 COUNTS = (192, 128, 64, 32, 16)
 _CALIBRATION = "calibration/"
@@ -48,6 +50,7 @@ class Pupil:
     Args:
         encoded: rows are questions.
         image_of: the picture of every row.
+        question: of every row, several where it has several accepted answers.
         targets: expected token per column.
         teacher: log-probabilities of the full model at the answer positions.
         looks_at: share of every visual token in where the full model looks, groups side by side; None without guidance.
@@ -57,6 +60,7 @@ class Pupil:
 
     encoded: Encoded
     image_of: Int[Tensor, " B"]
+    question: Int[Tensor, " B"]
     targets: Int[Tensor, "B L"]
     teacher: Float[Tensor, "A V"]
     looks_at: Float[Tensor, "G M"] | None
@@ -76,6 +80,17 @@ class _Batches(IterableDataset[list[Picture]]):
             yield [self.task[int(i)] for i in random.integers(len(self.task), size=self.size)]
 
 
+class _InTurn(IterableDataset[list[Picture]]):
+    """All pictures of a task, some at a time."""
+
+    def __init__(self, task: Task, size: int):
+        self.task, self.size = task, size
+
+    def __iter__(self) -> Iterator[list[Picture]]:
+        for start in range(0, len(self.task), self.size):
+            yield [self.task[i] for i in range(start, min(start + self.size, len(self.task)))]
+
+
 class ScorerTraining(lightning.LightningModule):
     """KL to the full-token answer distribution, through the gate, at counts drawn anew for every batch.
 
@@ -90,7 +105,7 @@ class ScorerTraining(lightning.LightningModule):
         blind_share: share of batches that train without the question, for scorers that work both ways.
         steps: optimiser steps.
         pictures: per step.
-        questions: asked about each picture.
+        questions: asked about each glyph scene; about pictures of a file, those that it holds.
         learning_rate: of AdamW, after 30 steps of warm-up, falling to zero by a cosine.
         guided_learning_rate: the same of the guided steps, which bear a higher one.
         mass: whether the compressed model reads log-sizes.
@@ -99,7 +114,7 @@ class ScorerTraining(lightning.LightningModule):
             teach, and costs no pass through the compressed model.
         attention_weight: of the same loss beside the KL of the other steps, falling to zero until the end.
         precision: float type of the frozen host.
-        calibration_pictures: pictures of the calibration task.
+        calibration_pictures: glyph scenes of the calibration split; a file is asked as a whole.
         seed: of weights, pictures, counts and noise.
 
     Raises:
@@ -140,6 +155,8 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError("gate is 'mask' and mass is False, expected mass, through which the mask acts")
         if not counts or min(counts) < 1:
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
+        if not 0 <= blind_share <= 1:
+            raise ValueError(f"blind_share is {blind_share}, expected a share from 0 to 1")
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
         if not 0 <= guided < 1:
@@ -189,7 +206,8 @@ class ScorerTraining(lightning.LightningModule):
                 looks_at = looks_at / looks_at.sum(1, keepdim=True)
         asked = prompts(encoded, targets)
         looks = asked.select(first_rows(image_of))
-        return Pupil(encoded, image_of, targets, logits.log_softmax(-1), looks_at, asked, looks)
+        question, teacher = talk.question.to(self.device), logits.log_softmax(-1)
+        return Pupil(encoded, image_of, question, targets, teacher, looks_at, asked, looks)
 
     def importance(self, pupil: Pupil, question: bool) -> Importance:
         """Importance for every row; without the question it is computed once per picture."""
@@ -272,10 +290,10 @@ class ScorerTraining(lightning.LightningModule):
                 logits = self._logits(pupil, inputs, targets, question)
                 expected, row = targets[targets != -100], (targets != -100).nonzero()[:, 0]
                 kl = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
-                right = right_rows(logits, expected, row, len(pupil.targets)).float().mean()
+                right = right_questions(right_rows(logits, expected, row, len(targets)), pupil.question)
                 way = "aware" if question else "blind"
                 self.log_dict(
-                    {f"calibration/kl_{way}_{count}": kl, f"calibration/accuracy_{way}_{count}": right},
+                    {f"calibration/kl_{way}_{count}": kl, f"calibration/accuracy_{way}_{count}": right.float().mean()},
                     on_epoch=True,
                     batch_size=len(pupil.targets),
                 )
@@ -305,9 +323,7 @@ class ScorerTraining(lightning.LightningModule):
 
     def val_dataloader(self) -> DataLoader[list[Picture]]:
         """The calibration task, in batches of five pictures."""
-        task = self.calibration_task
-        batches = [[task[j] for j in range(i, min(i + 5, len(task)))] for i in range(0, len(task), 5)]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(_InTurn(self.calibration_task, 5), batch_size=None)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Pictures stay where they are; `prepare` moves what the host reads."""
@@ -323,7 +339,12 @@ class ScorerTraining(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the next batch."""
+        """Go on with the next batch of the same run.
+
+        Raises:
+            ValueError: if the checkpoint is of other settings.
+        """
+        check_same(checkpoint, self)
         self.done = checkpoint["done"]
 
     def export(self, folder: Path | str, calibration: dict[str, float] | None = None) -> None:

@@ -1,0 +1,52 @@
+"""Runs that end, are taken up again, or are asked for something else."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crtc.training import fit as fitting
+from crtc.training.fit import fit, fit_scorer
+from tests.training.test_scorer import CPU, make, weights
+
+
+def run(host: Path, folder: Path, *, every: int = 2, patience: int = 6, **settings: Any) -> dict[str, Any]:
+    """Train a little and give the last checkpoint."""
+    fit_scorer(make(host, **settings), folder, every=every, patience=patience, track=False, **CPU)
+    return dict(torch.load(folder / "last.ckpt", weights_only=False))
+
+
+def test_the_last_steps_are_looked_at_too(small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(small_host, tmp_path, steps=3)["done"] == 3
+    before = weights(tmp_path / "scorer")
+    again = make(small_host, steps=3)
+    monkeypatch.setattr(again, "training_step", lambda *given: pytest.fail("a step was trained again"))
+    fit_scorer(again, tmp_path, every=2, track=False, **CPU)
+    for name, value in weights(tmp_path / "scorer").items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_run_that_stopped_early_stays_stopped(
+    small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = {"learning_rate": 1e-12, "guided_learning_rate": 1e-12, "steps": 9}
+    assert run(small_host, tmp_path, every=1, patience=2, **still)["done"] == 3
+    again = make(small_host, **still)
+    monkeypatch.setattr(again, "training_step", lambda *given: pytest.fail("a step was trained again"))
+    fit_scorer(again, tmp_path, every=1, patience=2, track=False, **CPU)
+
+
+def test_another_run_is_not_gone_on_with(small_host: Path, tmp_path: Path) -> None:
+    run(small_host, tmp_path)
+    with pytest.raises(ValueError, match=r"had learning_rate 0.0005 and not 0.1, seed 0 and not 1, expected the same"):
+        run(small_host, tmp_path, learning_rate=0.1, seed=1)
+
+
+def test_settings_of_the_trainer_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(fitting, "fit_scorer", lambda module, folder, **given: asked.update(given) or folder)
+    fit(["--folder", str(tmp_path), "--every", "7", "--trainer.max_steps", "3", "--trainer.accelerator", "cpu"])
+    assert asked == {"every": 7, "patience": 6, "max_steps": 3, "accelerator": "cpu"}
+    with pytest.raises(ValueError, match=r"trainer.max_epochs is 2, expected --folder, --every or --patience"):
+        fit(["--folder", str(tmp_path), "--trainer.max_epochs", "2"])
