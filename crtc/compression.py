@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from crtc.hosts import (
     Turn,
     answer,
     cache_of,
+    check_attention,
     check_cache,
     check_model,
+    check_positions,
     columns,
     cut_inside,
     decoder_layers,
@@ -121,8 +124,9 @@ def compressed(
 
     `generate` answers with the full prompt in front of the new tokens, logits of a plain call are short. Given the
     cache of its last answer, the dialogue so far and the pixels of new images only, it reads only what is new. The
-    model gets one hook and a `generate` of its own; both are gone after the context, also after an exception. Decoding
-    by hand on a cache is refused: use `generate`. A streamer is shown the short prompt, unless it skips prompts.
+    model gets hooks and a `generate` of its own, which are gone after the context, also after an exception. Decoding by
+    hand on a cache is refused: use `generate`. Stopping criteria and logits processors are shown the full prompt, a
+    streamer the short one, unless it skips prompts. Calls of `generate` from several threads take turns.
 
     A method that acts inside the language model drops tokens between its layers, at the positions of the full prompt;
     logits keep the length of the prompt. `count` is then the mean over the layers, see `InsideMethod`. A dialogue
@@ -141,6 +145,8 @@ def compressed(
         ValueError: as `compress`.
     """
     check_model(model)
+    if positions is not None:
+        check_positions(positions)
     way = positions or default_positions(model)
     chosen = _resolve(method)
     inside = bool(chosen.cuts(_depth(model)))
@@ -148,9 +154,11 @@ def compressed(
         decoder_layers(model)  # a wrong model fails here, not later
         if positions == "repack":
             raise ValueError(f"positions is {positions!r}, but {type(chosen).__name__} keeps those of the prompt")
+    elif mass:
+        check_attention(model)
     counts.resolve(torch.empty(0, dtype=torch.long), keep=keep, count=count)  # a wrong amount fails here, not later
     stock = model.generate
-    handle, generating = Handle(), False
+    handle, turns, generating = Handle(), threading.RLock(), 0  # number of the thread that generates
 
     def plan(inputs: Mapping[str, Any]) -> tuple[Encoded, Plan]:
         encoded, found = _plan(model, inputs, chosen, keep, count)
@@ -164,39 +172,50 @@ def compressed(
     @functools.wraps(stock)
     def generate_short(*args: Any, **kwargs: Any) -> Any:
         nonlocal generating
-        if generating:
+        if generating == threading.get_ident():
             return stock(*args, **kwargs)
+        with turns:
+            generating = threading.get_ident()
+            try:
+                return generate_alone(*args, **kwargs)
+            finally:
+                generating = 0
+
+    def generate_alone(*args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(stock).bind(*args, **kwargs).arguments
         inputs = {**given, **given.pop("kwargs", {})}
         if "inputs" in inputs:
             inputs["input_ids"] = inputs.pop("inputs")
         cache, turn = cache_of(inputs), handle.turn
-        generating = True
-        try:
-            if turn is not None and cache is turn.cache and int(cache.get_seq_length()):
+        handle.turn = None
+        if turn is not None and cache is turn.cache and (read := int(cache.get_seq_length())):
+            try:
                 output, handle.turn = go_on(turn, inputs, plan, model=model, mass=mass, positions=way)
-                return output
-            check_cache(cache)
-            if inside:
-                with torch.no_grad():
-                    encoded = encode(model, inputs)
-                handle.tokens = encoded.tokens
-                whole = keep_all(encoded.tokens)
-                with inside_of(encoded, chosen, keep=keep, count=count, mass=mass) as cuts:
-                    options = {"disable_compile": True}  # a compiled decoding step would not see our hooks
-                    output, _ = answer(encoded, whole, mass=False, positions="keep", options=options)
-                note(cuts)
-                return output
-            with torch.no_grad():
-                encoded, chosen_plan = plan(inputs)
-            output, handle.turn = answer(encoded, chosen_plan, mass=mass, positions=way, options={})
+            finally:
+                if int(cache.get_seq_length()) == read:  # else what failed on the way left a cache that nobody knows
+                    handle.turn = turn
             return output
-        finally:
-            generating = False
+        check_cache(cache)
+        if inside:
+            with torch.no_grad():
+                encoded = encode(model, inputs)
+            handle.tokens = encoded.tokens
+            whole = keep_all(encoded.tokens)
+            with inside_of(encoded, chosen, keep=keep, count=count, mass=mass) as cuts:
+                options = {"disable_compile": True}  # a compiled decoding step would not see our hooks
+                output, _ = answer(encoded, whole, mass=False, positions="keep", options=options)
+            note(cuts)
+            return output
+        with torch.no_grad():
+            encoded, chosen_plan = plan(inputs)
+        output, handle.turn = answer(encoded, chosen_plan, mass=mass, positions=way, options={})
+        return output
 
     def shorten_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if generating:
+        if generating == threading.get_ident():
             return None
+        if generating:
+            raise ValueError(f"thread {generating} generates on this model, expected plain calls before or after it")
         inputs = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         check_cache(cache_of(inputs))
         if inside:
@@ -254,7 +273,7 @@ def inside_of(
     left = method.cut_counts(counts.resolve(sizes, keep=keep, count=count), sizes, depth)
 
     def choose(tokens: Tokens, cut: int) -> Plan:
-        plan: Plan = method(tokens, left[cut].minimum(tokens.group_sizes))
+        plan: Plan = method.to(tokens.x.device)(tokens, left[cut].to(tokens.x.device).minimum(tokens.group_sizes))
         return plan
 
     return cut_inside(
@@ -277,7 +296,7 @@ def _plan(
 ) -> tuple[Encoded, Plan]:
     encoded = encode(model, inputs, [name for name in SIGNALS if name in method.needs])
     k = counts.resolve(encoded.tokens.group_sizes, keep=keep, count=count)
-    return encoded, method(encoded.tokens, k)
+    return encoded, method.to(k.device)(encoded.tokens, k)
 
 
 def _resolve(method: Method | str) -> Method:

@@ -21,11 +21,11 @@ def resolve(
     if (keep is None) == (count is None):
         raise ValueError(f"keep is {keep!r} and count is {count!r}, expected exactly one of them")
     if keep is not None:
-        if not 0 < keep <= 1:
+        if isinstance(keep, bool) or not 0 < keep <= 1:
             raise ValueError(f"keep is {keep!r}, expected a fraction in (0, 1]")
         return torch.clamp((group_sizes.double() * keep).round().long(), min=1).minimum(group_sizes)
     assert count is not None
-    if isinstance(count, bool) or count != int(count) or count < 1:
+    if isinstance(count, bool) or not float(count).is_integer() or count < 1:
         raise ValueError(f"count is {count!r}, expected a whole number of at least 1")
     if len(group_sizes) and int(group_sizes.min()) < count:
         raise ValueError(f"count is {count}, but a group has only {int(group_sizes.min())} tokens")

@@ -1,11 +1,13 @@
 """The one-line entry: inputs for the stock model, and a context that leaves nothing behind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from crtc.compression import compress, compressed
-from crtc.hosts import encode, shorten
+from crtc.hosts import decoder_layers, encode, shorten
 from crtc.methods import Random
 from crtc.methods.method import ScoreMethod
 from crtc.tokens import apply
@@ -207,3 +209,25 @@ def test_refusals(make_llava, make_prompts):
         cache = model(**inputs, use_cache=True).past_key_values
         with pytest.raises(ValueError, match="past_key_values holds"):
             model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
+
+
+def test_wrong_settings_fail_on_entry(make_llava):
+    model = make_llava()
+    with pytest.raises(ValueError, match="positions is 'kep'"), compressed(model, Random(), keep=0.5, positions="kep"):
+        pytest.fail("entered")
+    model.get_decoder().config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="mass=False"), compressed(model, Random(), keep=0.5):
+        pytest.fail("entered")
+    with pytest.raises(ValueError, match="a method inside the language model needs one of"):
+        compressed(model, "fastv", keep=0.9, mass=False).__enter__()
+
+
+def test_tokens_leave_between_layers_of_one_device_alone(make_llava):
+    model = make_llava()
+    model.get_decoder().layers[-1].to(torch.device("meta"))
+    assert decoder_layers(model)  # weights that come only when they are called for
+    model = make_llava()
+    layer = model.get_decoder().layers[-1]
+    layer.parameters = lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))])
+    with pytest.raises(ValueError, match="layers of LlavaForConditionalGeneration are on cpu, cuda:1, expected all"):
+        decoder_layers(model)

@@ -34,6 +34,8 @@ def test_count_is_the_same_for_all():
         ({"count": 0}, "count is 0"),
         ({"count": 2.5}, "count is 2.5"),
         ({"count": True}, "count is True"),
+        ({"keep": True}, "keep is True"),
+        ({"count": float("inf")}, "count is inf"),
         ({"count": 4}, "count is 4, but a group has only 3"),
     ],
 )

@@ -4,9 +4,11 @@ So any attention implementation will do, whatever a family calls its projections
 rotation. Weights are computed for the rows that are asked for.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,6 +77,21 @@ def attention_layers(root: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class _Watcher:
+    """Who wants to know what a module of attention computes."""
+
+    module: nn.Module
+    calls: list[Any]
+    keep: Callable[[Attended], Any] | None
+
+
+_watchers: list[_Watcher] = []
+_before: list[Any] = []
+"""What stood where the lookup is replaced, if that was not the class's own."""
+_watching = threading.Lock()  # several threads may run a model each
+
+
 @contextmanager
 def attended(module: nn.Module, calls: list[Any], keep: Callable[[Attended], Any] | None = None) -> Iterator[None]:
     """While the context lasts, note what one attention module computes, whatever computes it.
@@ -84,37 +101,43 @@ def attended(module: nn.Module, calls: list[Any], keep: Callable[[Attended], Any
         calls: where every call is noted.
         keep: what is noted of a call; all of it without, which keeps queries and keys from being freed.
     """
-    before = ALL_ATTENTION_FUNCTIONS.__dict__.get("get_interface")
-    lookup = ALL_ATTENTION_FUNCTIONS.get_interface
-
-    def get_interface(name: str, default: Any) -> Any:
-        function = lookup(name, default)
-
-        def noted(
-            caller: nn.Module,
-            queries: Tensor,
-            keys: Tensor,
-            values: Tensor,
-            mask: Any = None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> Any:
-            given = kwargs.pop("attention_mask", mask)
-            if caller is module and kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
-                scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
-                call = Attended(queries.detach(), keys.detach(), float(scale), _visible(given))
-                calls.append(call if keep is None else keep(call))
-            return function(caller, queries, keys, values, given, *args, **kwargs)
-
-        return noted
-
-    ALL_ATTENTION_FUNCTIONS.get_interface = get_interface  # type: ignore[method-assign, assignment]
+    watcher = _Watcher(module, calls, keep)
+    with _watching:
+        _watchers.append(watcher)
+        if len(_watchers) == 1:
+            _before.append(ALL_ATTENTION_FUNCTIONS.__dict__.get("get_interface"))
+            watched = partial(_watched, ALL_ATTENTION_FUNCTIONS.get_interface)
+            ALL_ATTENTION_FUNCTIONS.get_interface = watched  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS.get_interface
-        if before is not None:  # of an outer context
-            ALL_ATTENTION_FUNCTIONS.get_interface = before  # type: ignore[method-assign]
+        with _watching:
+            _watchers.remove(watcher)
+            if not _watchers:
+                del ALL_ATTENTION_FUNCTIONS.get_interface
+                if (before := _before.pop()) is not None:
+                    ALL_ATTENTION_FUNCTIONS.get_interface = before  # type: ignore[method-assign]
+
+
+def _watched(lookup: Callable[..., Any], name: str, default: Any) -> Any:
+    return _noting(lookup(name, default))
+
+
+def _noting(function: Any) -> Any:
+    """An attention function that tells those who watch the module that calls it."""
+
+    def noted(
+        caller: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        given = kwargs.pop("attention_mask", mask)
+        if kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
+            for watcher in [one for one in _watchers if one.module is caller]:
+                scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
+                call = Attended(queries.detach(), keys.detach(), float(scale), _visible(given))
+                watcher.calls.append(call if watcher.keep is None else watcher.keep(call))
+        return function(caller, queries, keys, values, given, *args, **kwargs)
+
+    return noted
 
 
 def _visible(mask: Any) -> Bool[Tensor, "I 1 Q P"] | None:

@@ -54,9 +54,21 @@ def load_host(
             raise ValueError(f"it is no LLaVA, but {config.model_type}")
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
+        _check_processor(processor)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"host {str(path)!r} cannot be loaded: {error}") from error
     return whole(f"host {str(path)!r}", "LLaVA", loaded, device), processor
+
+
+def _check_processor(processor: Any) -> None:
+    """Raise `ValueError` unless it makes as many tokens of every image, as those of CLIP and SigLIP towers do."""
+    told = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+    missing = [name for name in told if getattr(processor, name, None) is None]
+    missing += [] if getattr(getattr(processor, "image_processor", None), "crop_size", None) else ["crop_size"]
+    if missing:
+        raise ValueError(
+            f"its {type(processor).__name__} tells no {', '.join(missing)}, expected that of a CLIP or SigLIP tower"
+        )
 
 
 def whole(name: str, kind: str, loaded: tuple[Any, dict[str, Any]], device: str | torch.device) -> Any:

@@ -1,5 +1,6 @@
 """Stock `generate` on shortened prompts, and on what follows them in a dialogue."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from crtc.hosts.family import CACHES, cache_of, modalities, padding_id
 from crtc.hosts.mass import masked, other_layers
@@ -27,6 +29,7 @@ class Turn:
         cache: keys and values of the short prompts and the answers.
         order: for every column of the short prompts its column in the full ones, -1 where padded.
         ids: of the full prompts.
+        said: the full prompts and the answers, as `generate` gave them.
         position_ids: of the short prompts as `generate` read them.
         bias: on the columns of the short prompts.
     """
@@ -34,6 +37,7 @@ class Turn:
     cache: Any
     order: Int[Tensor, "B S"]
     ids: Int[Tensor, "B L"]
+    said: Int[Tensor, "B T"]
     position_ids: Int[Tensor, "*rest B S"]
     bias: Float[Tensor, "B S"] | None
 
@@ -67,7 +71,7 @@ def generate(encoded: Encoded, plan: Plan, *, mass: bool, positions: Positions, 
 def answer(
     encoded: Encoded, plan: Plan, *, mass: bool, positions: Positions, options: dict[str, Any]
 ) -> tuple[Any, Turn | None]:
-    """As `generate`, and the turn to go on from if a cache is in the caller's hands."""
+    """As `generate`, and the turn to go on from if a cache is in the caller's hands, with a row for every prompt."""
     options = {**encoded.inputs, **options}
     check_cache(cache_of(options))
     order = columns(encoded, plan)
@@ -79,12 +83,20 @@ def answer(
     cache = cache_of(options)
     if cache is None and not isinstance(output, Tensor):
         cache = cache_of(output)
-    if cache is None:
+    said = output if isinstance(output, Tensor) else output.sequences
+    if cache is None or not _a_row_each(cache, len(said), len(order)):
         return output, None
     read = inputs.get("position_ids")
     if read is None:
         read = ((order >= 0).long().cumsum(-1) - 1).clamp(min=0)
-    return output, Turn(cache, order, encoded.inputs["input_ids"], read, bias)
+    return output, Turn(cache, order, encoded.inputs["input_ids"], said, read, bias)
+
+
+def _a_row_each(cache: Any, answers: int, prompts: int) -> bool:
+    """Whether a cache holds every prompt once, not its beams or several answers."""
+    keys = (getattr(layer, "keys", None) for layer in cache.layers)
+    rows = {len(found) for found in keys if isinstance(found, Tensor) and found.ndim == 4}
+    return answers == prompts and rows <= {prompts}
 
 
 @torch.no_grad()
@@ -96,7 +108,7 @@ def go_on(
     model: Any,
     mass: bool,
     positions: Positions,
-) -> tuple[Any, Turn]:
+) -> tuple[Any, Turn | None]:
     """Stock `generate` on a cache of compressed prompts: the full dialogue comes in, only its new end is read.
 
     Args:
@@ -116,8 +128,13 @@ def go_on(
     start = length + read  # first column that the model has not read
     if read < 0 or len(ids) != rows or ids.shape[1] <= start:
         raise ValueError(f"input_ids is {tuple(ids.shape)}, expected {rows} dialogues of more than {start} tokens")
-    if not torch.equal(ids[:, :length], turn.ids):
-        raise ValueError("input_ids does not begin with the prompts of the cache, expected the dialogue so far")
+    same = ids[:, :start] == turn.said[:, :start].to(ids.device)
+    if not bool(same.all()):
+        column = int((~same).any(0).nonzero()[0, 0])
+        raise ValueError(
+            f"input_ids differs in column {column} from the prompts and answers of the cache, expected the dialogue so "
+            "far, token for token"
+        )
     mask = inputs.get("attention_mask")
     inputs = {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
     whole = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == ids.shape}
@@ -155,7 +172,9 @@ def go_on(
     if "mm_encoder_outputs" in short:
         full["mm_encoder_outputs"] = short["mm_encoder_outputs"]
     output = _generate(model, full, ids, full["attention_mask"].bool(), joined)
-    return output, Turn(turn.cache, order, ids, position_ids, joined)
+    said = output if isinstance(output, Tensor) else output.sequences
+    whole_rows = _a_row_each(turn.cache, len(said), rows)
+    return output, Turn(turn.cache, order, ids, said, position_ids, joined) if whole_rows else None
 
 
 def _counted(encoded: Encoded, positions: Positions) -> Encoded:
@@ -191,14 +210,45 @@ def _shown(model: Any, inputs: dict[str, Any]) -> Iterator[None]:
         handle.remove()
 
 
+def _of_short_prompts(inputs: dict[str, Any], ids: Int[Tensor, "B L"], gone: int) -> dict[str, Any]:
+    """Options that count or read the full prompt, such that they do so on the short one."""
+    short = ids.shape[1] - gone
+
+    def full(read: Tensor) -> Tensor:
+        prompt = ids.to(read.device).repeat_interleave(len(read) // len(ids), 0)
+        return torch.cat([prompt, read[:, short:]], 1)
+
+    def shown(inner: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda read, *rest, **options: inner(full(read), *rest, **options)
+
+    changed: dict[str, Any] = {}
+    for name in ("max_length", "min_length"):
+        if inputs.get(name) is not None:
+            changed[name] = inputs[name] - gone
+    for name, kind in (("stopping_criteria", StoppingCriteriaList), ("logits_processor", LogitsProcessorList)):
+        if inputs.get(name):
+            changed[name] = kind(map(shown, inputs[name]))
+    if (allowed := inputs.get("prefix_allowed_tokens_fn")) is not None:
+        changed["prefix_allowed_tokens_fn"] = lambda row, read: allowed(
+            row, torch.cat([ids[row].to(read.device), read[short:]])
+        )
+    return changed
+
+
 def _generate(model: Any, inputs: dict[str, Any], ids: Int[Tensor, "B L"], valid: Tensor, bias: Tensor | None) -> Any:
     """Generate on short prompts, and put the full ones back in front."""
     gone = ids.shape[1] - inputs["input_ids"].shape[1]
-    for name in ("max_length", "min_length"):
-        if inputs.get(name) is not None:
-            inputs = {**inputs, name: inputs[name] - gone}
-    if bias is not None:
-        inputs = {**inputs, "disable_compile": True}  # a compiled decoding step would not see our hook
+    inputs = {**inputs, **_of_short_prompts(inputs, ids, gone)}
+    if (config := inputs.get("generation_config")) is not None:
+        inputs["generation_config"] = config = copy.deepcopy(config)
+        for name in ("max_length", "min_length"):
+            if getattr(config, name, None) and inputs.get(name) is None:
+                setattr(config, name, getattr(config, name) - gone)
+    if bias is not None:  # a compiled decoding step would not see our hook
+        if config is None:
+            inputs["disable_compile"] = True
+        else:
+            config.disable_compile = True
     with masked(model, valid, bias), _shown(model, inputs):
         output = model.generate(**inputs)
     sequences = output if isinstance(output, Tensor) else output.sequences

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,6 +71,11 @@ class _View:
 
     order: Int[Tensor, "B S"]
     bias: Float[Tensor, "B S"] | None
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether no column is padding."""
+        return bool((self.order >= 0).all())
 
 
 @contextmanager
@@ -131,6 +137,9 @@ class _Knife:
         self.own, self.mass, self.attentions = own, mass, attentions
         self.calls: dict[int, list[Attended]] = {layer: [] for layer in cuts.layers}
         self.views: dict[int, _View | None] = {}
+        self.step: tuple[Any, ...] = ()
+        self.mask: Tensor | None = None
+        """Of the latest decoding step, and what it is of."""
         self.width = 0
         """Columns of the call that read the prompts."""
         self.current: _View | None = None
@@ -284,21 +293,30 @@ class _Knife:
         if view is None:
             return dict(kwargs)
         cache, queries = cache_of(kwargs), hidden.shape[1]
-        view = self._extended(view)
         length, offset = (int(size) for size in cache.get_mask_sizes(queries, number))
-        past = int(cache.get_seq_length(number))
+        past, window = int(cache.get_seq_length(number)), window_of(self.encoded.model, number)
+        if queries == 1 and view.bias is None and window is None and length == past + 1 and view.full:
+            return {**kwargs, "attention_mask": None}  # nothing is hidden, and nothing need be asked of the device
+        step = (id(view), window, past, queries, length, offset, len(hidden))
+        if self.step != step:  # layers that lost the same read the same mask
+            self.step, self.mask = step, self._step_mask(view, window, past, queries, length, offset, hidden)
+        return {**kwargs, "attention_mask": self.mask}
+
+    def _step_mask(
+        self, view: _View, window: int | None, past: int, queries: int, length: int, offset: int, hidden: Tensor
+    ) -> Tensor | None:
+        """What the queries of a decoding step see of a cache, with the bias of the columns."""
+        view = self._extended(view)
         new = torch.arange(past + queries - view.order.shape[1], device=view.order.device) + self.width
         origin = torch.cat([view.order, new.expand(len(view.order), -1)], 1)
         seen = causal(queries, origin.shape[1], start=past, device=origin.device) & (origin >= 0)[:, None, None]
-        window = window_of(self.encoded.model, number)
         if window is not None:
             seen = seen & (origin[:, None, -queries:, None] - origin[:, None, None] < window)
         bias = None if view.bias is None else F.pad(view.bias, (0, origin.shape[1] - view.order.shape[1]))
         gap = max(0, offset + length - origin.shape[1])
         seen = F.pad(seen, (0, gap))[..., offset : offset + length]
         bias = None if bias is None else F.pad(bias, (0, gap))[:, offset : offset + length]
-        mask = None if bias is None and bool(seen.all()) else _logits(seen, bias, hidden)
-        return {**kwargs, "attention_mask": mask}
+        return None if bias is None and bool(seen.all()) else _logits(seen, bias, hidden)
 
 
 def _stay(plan: Plan) -> Bool[Tensor, " N"]:

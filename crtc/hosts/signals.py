@@ -52,10 +52,14 @@ def capture(
     if not layers:
         return run(**arguments, return_dict=True), {}
     grad = torch.is_grad_enabled()
+    if torch.is_inference_mode_enabled():
+        arguments = {name: _plain(value) for name, value in arguments.items()}
     states: list[Tensor] = []
     calls: list[_Told] = []
     shallow: list[_Told] = []
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # which records no graph
+        torch.set_grad_enabled(grad)
         stack.callback(torch.set_grad_enabled, grad)
         for parameter in () if grad else filter(lambda one: one.requires_grad, model.parameters()):
             parameter.requires_grad_(False)  # else the graph below would hold what only their gradients need
@@ -79,6 +83,12 @@ def capture(
         output = _detached(output)
     num = sum(len(unit) for unit in units(output))
     return output, {} if owner is None else _signals(names, states, calls, shallow, owner, num)
+
+
+def _plain(value: Any) -> Any:
+    """A tensor that a graph can be recorded of."""
+    with torch.inference_mode(False):
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def shallow_layer(depth: int) -> int:

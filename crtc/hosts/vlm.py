@@ -68,7 +68,8 @@ def encode(
         ValueError: if the model is not supported, there are no images, pixels are not finite, or images and
             placeholders do not match.
     """
-    host, inputs = check_model(model), named(inputs)
+    host = check_model(model)
+    inputs = _beside(host, named(inputs))
     ids = inputs.get("input_ids")
     if ids is None:
         raise ValueError("input_ids is missing, expected ids with image placeholders")
@@ -106,6 +107,14 @@ def encode(
         )
     tokens = Tokens(x, kind, row, group, grid, _bag(looks, len(row)))
     return Encoded(tokens, column, {**rest, "attention_mask": mask}, host, tuple(look.visual for look in looks))
+
+
+def _beside(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs on the device of the embeddings, as `generate` puts them."""
+    device = model.get_input_embeddings().weight.device
+    if device.type == "meta":  # weights that come only when they are called for
+        return dict(inputs)
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from crtc.graph.neighbors import Neighbors
 from crtc.merging import give_mass
 from crtc.methods.card import card
-from crtc.methods.method import ScoreMethod, keep_all, name_of
+from crtc.methods.method import ScoreMethod, in_full, keep_all, name_of
 from crtc.methods.origin import Origin
 from crtc.methods.sharing import local_folder, push
 from crtc.selection import top_k
@@ -107,12 +107,14 @@ class Learned(ScoreMethod):
 
     def planner(self, tokens: Tokens) -> Callable[[Int[Tensor, " G"]], Plan]:
         """Plans at any counts, for which the network runs once."""
-        said = self.importance(tokens)
-        self.settle(said)
+        with in_full(tokens):
+            said = self.importance(tokens)
+            self.settle(said)
 
         def plan(k: Int[Tensor, " G"]) -> Plan:
             self.check(tokens, k)
-            return keep_all(tokens) if bool((k == tokens.group_sizes).all()) else self.plan_from(said, tokens, k)
+            with in_full(tokens):
+                return keep_all(tokens) if bool((k == tokens.group_sizes).all()) else self.plan_from(said, tokens, k)
 
         return plan
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,6 +19,11 @@ from crtc.tokens import keep_all as keep_all
 
 Need = SignalName | Literal["text", "grid"]
 Family = Literal["control", "saliency", "merging", "diversity", "clustering", "graph", "learned"]
+
+
+def in_full(tokens: Tokens) -> torch.autocast:
+    """A context without autocast, which would round the likeness of tokens before it is compared."""
+    return torch.autocast(tokens.x.device.type, enabled=False)
 
 
 class Method(nn.Module, ABC):
@@ -59,7 +65,8 @@ class Method(nn.Module, ABC):
         self.check(tokens, k)
         if bool((k == tokens.group_sizes).all()):
             return keep_all(tokens)
-        return self.plan(tokens, k)
+        with in_full(tokens):
+            return self.plan(tokens, k)
 
     def check(self, tokens: Tokens, k: Int[Tensor, " G"]) -> None:
         """Raise `ValueError` if a group cannot give `k[g]` tokens, or a needed signal is missing."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
 from crtc.hosts.dialogue import prompt_of
-from crtc.hosts.embedded import EMBEDDED, image_tokens, load_host, make_processor
+from crtc.hosts.embedded import EMBEDDED, _check_processor, image_tokens, load_host, make_processor
 from crtc.hosts.stock import load_stock
 
 Host = tuple[Any, Any]
@@ -122,3 +123,9 @@ def test_another_model_is_no_llava(tmp_path: Path) -> None:
 def test_no_such_device(small_host: Path, device: str) -> None:
     with pytest.raises(ValueError, match=f"'{device}'"):
         load_host(small_host, device=device)
+
+
+def test_a_processor_of_another_kind_is_refused() -> None:
+    """Such as Pixtral's, which makes as many tokens as a picture is large."""
+    with pytest.raises(ValueError, match=r"its SimpleNamespace tells no num_additional_image_tokens, .*, crop_size"):
+        _check_processor(SimpleNamespace(patch_size=16, image_processor=SimpleNamespace(size={})))

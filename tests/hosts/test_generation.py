@@ -1,5 +1,7 @@
 """Generating from compressed prompts: in a batch, with beams, on every cache, turn after turn; nothing is left."""
 
+import copy
+import threading
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from transformers import TextStreamer, pipeline
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from crtc import catalogue, compress, compressed
+from crtc import catalogue, compress, compressed, get_method
 from crtc.hosts import columns, default_positions, encode, generate, shorten
 from crtc.hosts.visual import PIXELS
 from crtc.methods.method import Method, ScoreMethod
@@ -332,12 +334,127 @@ def test_turns_that_cannot_go_on():
         cache, ids = first.past_key_values, torch.cat([first.sequences, first.sequences[:, -2:]], 1)
         with pytest.raises(ValueError, match="no image token 190 in input_ids"):  # the old ones are in the cache
             host.model.generate(input_ids=ids, pixel_values=inputs["pixel_values"], past_key_values=cache, **told)
-        with pytest.raises(ValueError, match="does not begin with the prompts of the cache"):
+        with pytest.raises(ValueError, match="input_ids differs in column 0 from the prompts and answers"):
             host.model.generate(input_ids=ids + 1, past_key_values=cache, **told)
+        answered = ids.clone()
+        answered[0, inputs["input_ids"].shape[1]] += 1
+        with pytest.raises(ValueError, match=f"differs in column {inputs['input_ids'].shape[1]} from"):
+            host.model.generate(input_ids=answered, past_key_values=cache, **told)
         with pytest.raises(ValueError, match="expected 2 dialogues of more than"):
             host.model.generate(input_ids=ids[:1], past_key_values=cache, **told)
     with compressed(host.model, Third(), keep=1 / 3), pytest.raises(ValueError, match="past_key_values holds"):
         host.model.generate(**inputs, past_key_values=cache, **told)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
+def test_a_cache_of_several_answers_is_not_gone_on_with(options):
+    host = build("llava")
+    told = {**GREEDY, "return_dict_in_generate": True, **options}
+    with compressed(host.model, Third(), keep=1 / 3) as handle:
+        first = host.model.generate(**host.inputs(), **told)
+        assert handle.turn is None
+        ids = torch.cat([first.sequences, first.sequences[:, -2:]], 1)[:2]
+        with pytest.raises(ValueError, match="past_key_values holds"):
+            host.model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY)
+
+
+def test_a_turn_that_failed_on_the_way_is_not_gone_on_with():
+    host = build("llava")
+    told = {**GREEDY, "return_dict_in_generate": True}
+
+    def fail(*_, **__):
+        raise RuntimeError("broken")
+
+    with compressed(host.model, Third(), keep=1 / 3):
+        first = host.model.generate(**host.inputs(), **told)
+        ids = torch.cat([first.sequences, first.sequences[:, -2:]], 1)
+        with pytest.raises(RuntimeError, match="broken"):
+            host.model.generate(input_ids=ids, past_key_values=first.past_key_values, logits_processor=[fail], **GREEDY)
+        with pytest.raises(ValueError, match="past_key_values holds"):
+            host.model.generate(input_ids=ids, past_key_values=first.past_key_values, **GREEDY)
+
+
+def test_lengths_of_a_generation_config_count_the_full_prompt():
+    host = build("llava")
+    inputs = host.inputs()
+    length = inputs["input_ids"].shape[1]
+    config = copy.deepcopy(host.model.generation_config)
+    config.update(max_length=length + 3, do_sample=False, max_new_tokens=None)
+    assert host.model.generate(**inputs, generation_config=config).shape[1] == length + 3
+    with compressed(host.model, Third(), keep=1 / 3):
+        assert host.model.generate(**inputs, generation_config=config).shape[1] == length + 3
+        assert host.model.generate(**inputs, max_length=length + 2, do_sample=False).shape[1] == length + 2
+    assert config.max_length == length + 3
+
+
+def test_criteria_and_processors_are_shown_the_full_prompt():
+    host = build("llava")
+    inputs = host.inputs()
+    seen: list[torch.Tensor] = []
+
+    def after_two(ids, scores, **_):
+        seen.append(ids)
+        return torch.full((len(ids),), ids.shape[1] >= inputs["input_ids"].shape[1] + 2)
+
+    def note(ids, scores):
+        seen.append(ids)
+        return scores
+
+    def allowed(row, ids):
+        assert torch.equal(ids[: inputs["input_ids"].shape[1]], inputs["input_ids"][row])
+        return [7, 8, 9]
+
+    with compressed(host.model, Third(), keep=1 / 3):
+        said = host.model.generate(
+            **inputs,
+            **GREEDY,
+            num_beams=2,
+            stopping_criteria=[after_two],
+            logits_processor=[note],
+            prefix_allowed_tokens_fn=allowed,
+        )
+    assert said.shape[1] == inputs["input_ids"].shape[1] + 2
+    assert set(said[:, -2:].flatten().tolist()) <= {7, 8, 9}
+    for ids in seen:
+        prompts = inputs["input_ids"].repeat_interleave(len(ids) // len(inputs["input_ids"]), 0)
+        assert torch.equal(ids[:, : prompts.shape[1]], prompts)
+
+
+def test_threads_take_turns():
+    """Two threads in one context give what each gives alone, and none reads the prompt uncompressed."""
+    host = build("llava")
+    given = [host.inputs(rows=((0,),)), host.inputs(rows=((1,),))]
+    said: dict[int, torch.Tensor] = {}
+    with compressed(host.model, Third(), keep=1 / 3):
+        expected = [host.model.generate(**inputs, **GREEDY) for inputs in given]
+
+        def ask(number: int) -> None:
+            said[number] = host.model.generate(**given[number % 2], **GREEDY)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(said) == 6
+    for number, answer in said.items():
+        assert torch.equal(answer, expected[number % 2])
+
+
+@pytest.mark.parametrize("method", ["vision_zip", "kmeans", "fastv"])
+def test_inference_mode_and_autocast(method):
+    """Inference mode says what no_grad says; under autocast plans are those of full precision."""
+    host = build("llava")
+    inputs = host.inputs()
+    with compressed(host.model, method, keep=0.8) as handle:
+        expected, plan = host.model.generate(**inputs, **GREEDY), handle.plan
+        with torch.inference_mode():
+            assert torch.equal(host.model.generate(**inputs, **GREEDY), expected)
+        tokens = handle.tokens
+    if method != "fastv":
+        with torch.autocast("cpu", torch.bfloat16):
+            again = get_method(method)(tokens, plan.num_kept)
+        assert torch.equal(again.kept, plan.kept) and torch.equal(again.slot, plan.slot)
 
 
 def test_padding_between_turns_is_refused_where_a_state_reads_it():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.vision_utils import get_vision_window_index
 
 from crtc import compress
@@ -257,3 +258,21 @@ def test_gradients_go_on_to_a_tower_that_is_trained():
     finally:
         weight.requires_grad_(False)
         weight.grad = None
+
+
+def test_contexts_may_overlap_without_nesting():
+    """As in two threads, of which neither ends last."""
+    host = build("llava")
+    (_, first), (_, second) = attention_layers(host.model.model.vision_tower)[:2]
+    stock = ALL_ATTENTION_FUNCTIONS.get_interface
+    one, other = [], []
+    contexts = attended(first, one), attended(second, other)
+    contexts[0].__enter__()
+    contexts[1].__enter__()
+    host.model.get_image_features(host.inputs()["pixel_values"])
+    contexts[0].__exit__(None, None, None)
+    host.model.get_image_features(host.inputs()["pixel_values"])
+    contexts[1].__exit__(None, None, None)
+    host.model.get_image_features(host.inputs()["pixel_values"])
+    assert len(one) == 1 and len(other) == 2
+    assert stock == ALL_ATTENTION_FUNCTIONS.get_interface
