@@ -158,7 +158,7 @@ def compressed(
         check_attention(model)
     counts.resolve(torch.empty(0, dtype=torch.long), keep=keep, count=count)  # a wrong amount fails here, not later
     stock = model.generate
-    handle, turns, generating = Handle(), threading.RLock(), 0  # number of the thread that generates
+    handle, turns, generating = Handle(), threading.Lock(), 0  # number of the thread that generates
 
     def plan(inputs: Mapping[str, Any]) -> tuple[Encoded, Plan]:
         encoded, found = _plan(model, inputs, chosen, keep, count)

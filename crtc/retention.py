@@ -17,6 +17,7 @@ from crtc.tokens import Plan, Tokens
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from crtc.compression import compress, compressed
@@ -220,6 +221,19 @@ def test_wrong_settings_fail_on_entry(make_llava):
         pytest.fail("entered")
     with pytest.raises(ValueError, match="a method inside the language model needs one of"):
         compressed(model, "fastv", keep=0.9, mass=False).__enter__()
+
+
+def test_layers_that_are_recomputed_with_their_hooks_are_refused(make_llava, monkeypatch):
+    """Gradient checkpointing before transformers 5.23."""
+    model = make_llava()
+    model.gradient_checkpointing_enable()
+    model.train()
+    monkeypatch.setattr(transformers, "__version__", "5.22.0")
+    with pytest.raises(ValueError, match=r"transformers 5.22.0 runs hooks again"):
+        decoder_layers(model)
+    assert decoder_layers(model.eval())
+    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    assert decoder_layers(model.train())
 
 
 def test_tokens_leave_between_layers_of_one_device_alone(make_llava):

@@ -154,7 +154,7 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
     t, r, c = (tokens.grid[placed] + margin).unbind(1)
     group = tokens.group[placed]
     table[group, t, r, c] = itself[placed]
-    shift = torch.tensor(offsets, device=device)
+    shift = torch.tensor(offsets, dtype=torch.long, device=device).view(-1, 3)
     found = table[group[:, None], t[:, None] + shift[:, 0], r[:, None] + shift[:, 1], c[:, None] + shift[:, 2]]
     index = itself[:, None].repeat(1, len(offsets))
     valid = torch.zeros_like(index, dtype=torch.bool)

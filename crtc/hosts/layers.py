@@ -10,7 +10,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from crtc.hosts.attention import Attended, attention_layers
-from crtc.hosts.mass import check_attention, other_layers
+from crtc.hosts.mass import IMPLEMENTATIONS, other_layers
 from crtc.hosts.vlm import Encoded
 from crtc.tokens import LayerSignalName, SignalName, Signals
 
@@ -30,26 +30,24 @@ def decoder_layers(model: Any) -> list[tuple[nn.Module, nn.Module]]:
         raise ValueError(f"{name} has layers of {', '.join(other)}, through which no token can leave")
     if model.config.model_type in UNSUPPORTED:  # family: Gemma 4, Llama 4
         raise ValueError(f"{name} is not supported inside its language model, expected a method that acts before it")
-    check_attention(model, "a method inside the language model")
+    if config._attn_implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention implementation is {config._attn_implementation!r}, "
+            f"a method inside the language model needs one of {', '.join(IMPLEMENTATIONS)}"
+        )
     layers = attention_layers(model.get_decoder())
     if len(layers) != config.num_hidden_layers:
         raise ValueError(f"{name} shows {len(layers)} of its {config.num_hidden_layers} layers, expected all of them")
     places = {str(one.device) for layer, _ in layers for one in layer.parameters()} - {"meta"}
     if len(places) > 1:
         raise ValueError(f"layers of {name} are on {', '.join(sorted(places))}, expected all of them on one device")
-    if before_checkpoints_skip_hooks() and any(
-        layer.training and getattr(layer, "gradient_checkpointing", False) for layer, _ in layers
-    ):
+    recomputed = any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer, _ in layers)
+    if recomputed and Version(transformers.__version__) < Version("5.23"):
         raise ValueError(
             f"{name} recomputes its layers for the gradient, and transformers {transformers.__version__} runs hooks "
             "again then, expected 5.23 or newer, or no gradient checkpointing"
         )
     return layers
-
-
-def before_checkpoints_skip_hooks() -> bool:
-    """Whether gradient checkpointing of this transformers runs the hooks of a layer twice."""
-    return Version(transformers.__version__) < Version("5.23")
 
 
 def check_deepstack(encoded: Encoded, layers: Sequence[int]) -> None:

@@ -30,14 +30,13 @@ def other_layers(model: Any) -> list[str]:
     return sorted(set(getattr(model.get_decoder().config.get_text_config(), "layer_types", None) or ()) - ADDITIVE)
 
 
-def check_attention(model: Any, who: str = "mass preservation") -> None:
-    """Raise `ValueError`, which tells who needs it, unless every layer of the language model takes an additive mask."""
+def check_attention(model: Any) -> None:
+    """Raise `ValueError` unless every layer of the language model takes an additive mask."""
     config = model.get_decoder().config.get_text_config()
     if config._attn_implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention implementation is {config._attn_implementation!r}, "
-            f"{who} needs one of {', '.join(IMPLEMENTATIONS)}"
-            + (", expected one of these or mass=False" if who == "mass preservation" else "")
+            f"mass preservation needs one of {', '.join(IMPLEMENTATIONS)}, expected one of these or mass=False"
         )
     if other := other_layers(model):
         raise ValueError(

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from crtc.retention import Box
 
-def view_of(processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
+
+def view_of(processor: Any, width: int, height: int) -> Box:
     """Left, top, right and bottom, in pixels of a picture, of what its visual tokens cover.
 
     Processors that scale the shorter side and cut out the middle, as CLIP's, leave out the ends of a long picture; one

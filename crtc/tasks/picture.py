@@ -10,11 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from crtc.retention import Box
 from crtc.tasks.glyphs.photographs import SPLITS, Split
 from crtc.tasks.glyphs.questions import FAMILIES, ask
 from crtc.tasks.glyphs.scene import make_scene
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

@@ -141,3 +141,12 @@ def test_overlay_is_a_picture(importance: bool, tmp_path: Path) -> None:
     with Image.open(tmp_path / "overlay.png") as drawn:
         width, height = drawn.size
         assert drawn.format == "PNG" and width == round(4.2 * (4 if importance else 3) * 110) and height == 517
+
+
+def test_a_count_that_no_rival_can_spend_has_no_margin() -> None:
+    """As beside methods inside the language model alone."""
+    results = made_up()
+    for key in [key for key in results.runs if key[2] == 16 and not key[0].startswith("reinforced")]:
+        del results.runs[key]
+    margins = markdown(results).partition("**reinforced** minus")[2].partition("**reinforced blind**")[0]
+    assert [line.split("|")[1].strip() for line in margins.splitlines() if line.startswith("| ")][1:] == ["64"]

@@ -196,3 +196,10 @@ def test_two_sequences_together_equal_each_alone():
         apart += [(source + start, target + start, relation) for source, target, relation in edges(token_graph(alone))]
         start += len(alone)
     assert together == sorted(apart)
+
+
+def test_no_reach_leaves_no_ring():
+    tokens = make_image(torch.eye(9), columns=3)
+    assert not grid_neighbors(tokens, reaches=()).valid.any()
+    with pytest.raises(ValueError, match=r"reaches is \(1, 0\), expected distances of at least 1 patch"):
+        grid_neighbors(tokens, reaches=(1, 0))

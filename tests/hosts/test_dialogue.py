@@ -16,6 +16,7 @@ from crtc.hosts.dialogue import (
     logits_and_looks,
     prompt_of,
     prompts,
+    right_questions,
     right_rows,
     shared_logits,
     shortened_targets,
@@ -219,3 +220,8 @@ def test_targets_move_with_the_prompt(host: Host, pictures: list[Picture]) -> No
         places = (short[row] != -100).nonzero()[:, 0]
         assert torch.equal(short[row, places], targets[row][targets[row] != -100])
         assert torch.equal(ids[row, places[1:]], short[row, places[:-1]])  # each answer token is read at the next place
+
+
+def test_a_question_is_right_if_any_of_its_answers_is() -> None:
+    right = right_questions(torch.tensor([False, True, False, False, True]), torch.tensor([0, 0, 1, 1, 2]))
+    assert right.tolist() == [True, False, True]

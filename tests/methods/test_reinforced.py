@@ -267,3 +267,7 @@ def test_design_is_a_value() -> None:
     scorer = make()
     assert scorer.with_design(selector="top_k").design.selector == "top_k"
     assert scorer.design.selector == "ward"
+    shipped = get_method("reinforced")
+    assert shipped.with_design(merge=False).origin == shipped.origin is not None
+    with pytest.raises(ValueError, match=r"\['depth'\] are no fields of a design"):
+        scorer.with_design(depth=3)

@@ -219,6 +219,8 @@ def test_the_same_step_draws_the_same_pictures() -> None:
         ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl"),
         ({"precision": "float3"}, "'float3'"),
         ({"steps": 0}, "steps is 0"),
+        ({"blind_share": 40}, "blind_share is 40"),
+        ({"design": {"reaches": [0]}}, r"reaches is \(0,\)"),
         ({"guided": 1.0}, "guided is 1.0"),
         ({"scorer": "kmeans"}, "scorer is 'kmeans', expected one of .*reinforced"),
         ({"scorer": "learn_pruner", "design": {}}, "gate is 'assignment' and learn_pruner does not cluster"),
