@@ -253,7 +253,8 @@ class Reinforced(Learned):
         logit = 6 * torch.tanh(logit / 6)
         if d.inhibition and neighbors is not None:
             flat = logit.new_zeros(len(tokens)).index_put((groups.index[groups.valid],), logit[groups.valid])
-            logit = groups.gather(inhibit(flat, neighbors, F.softplus(self.gain), self.threshold))
+            alike = _columns(neighbors, d.degree)  # grid neighbours are no copies
+            logit = groups.gather(inhibit(flat, alike, F.softplus(self.gain), self.threshold))
         return Placed(groups, logit, place, self.log_temperature.exp())
 
     def settle(self, said: Placed) -> None:
@@ -308,15 +309,7 @@ class Reinforced(Learned):
         weight = weight.index_put((inside,), edge_softmax(logit, rows))
         share = torch.sigmoid(self.share) * tokens.candidates[:, None]  # text keeps its seed
         after = propagate(value, edges, weight, share, d.steps)
-        copies = redundancy(
-            after,
-            Neighbors(
-                *(
-                    part[:, : d.degree]
-                    for part in (neighbors.index, neighbors.likeness, neighbors.valid, neighbors.relation)
-                )
-            ),
-        )
+        copies = redundancy(after, _columns(neighbors, d.degree))
         return groups.gather(torch.cat([(part + 1e-4).log() for part in (after, value, copies)], -1))
 
     @staticmethod

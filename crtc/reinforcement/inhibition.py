@@ -15,8 +15,15 @@ def inhibit(
 ) -> Float[Tensor, " N"]:
     """`s_i - gain * max_j relu(cos_ij - threshold)` over the neighbours j that score higher than i.
 
-    Non-maximum suppression in one parallel pass over the edges: the best of a set of copies keeps its score, the others
-    pay. Equal scores are told apart by order, so of identical tokens exactly one is spared.
+    Non-maximum suppression in one parallel pass over the edges: of copies that are neighbours of each other the best
+    keeps its score, the others pay. Equal scores are told apart by order, so that of identical tokens one is spared for
+    every neighbourhood.
+
+    Args:
+        score: of every token.
+        neighbors: by likeness; edges of the grid would count as copies.
+        gain: how much copies pay.
+        threshold: cosine above which a token is a copy.
     """
     other = score[neighbors.index]
     itself = torch.arange(len(score), device=score.device)[:, None]

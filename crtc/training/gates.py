@@ -67,7 +67,10 @@ def assignment(
     x = said.groups.gather(tokens.x.float())
     rows = weight.transpose(1, 2) @ x / weight.sum(1).clamp(min=1e-6)[..., None]
     plan = scorer.plan_from(said, tokens, k, found)
-    return Gated(replace(plan, size=share.sum(1)[found.real].clamp(min=1e-3)), rows[found.real].to(tokens.x.dtype))
+    content = rows[found.real]
+    if not scorer.design.merge:  # at use dropped tokens give no content
+        content = content + (tokens.x[plan.kept].float() - content).detach()
+    return Gated(replace(plan, size=share.sum(1)[found.real].clamp(min=1e-3)), content.to(tokens.x.dtype))
 
 
 def noise(

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from crtc.graph.neighbors import feature_neighbors
+from crtc.methods.reinforced import Reinforced
 from crtc.reinforcement import inhibit, redundancy
+from tests.making import make_image
 
 
 @pytest.mark.parametrize("number", [2, 5])
@@ -12,6 +14,19 @@ def test_of_identical_tokens_exactly_one_is_spared(number):
     neighbors = feature_neighbors(torch.ones(number, 3), torch.zeros(number).long(), number - 1)
     result = inhibit(torch.ones(number), neighbors, gain=2.0, threshold=0.5)
     assert torch.allclose(result, torch.tensor([1.0] + [0.0] * (number - 1)), atol=1e-6)
+
+
+def test_neighbours_on_the_grid_are_no_copies():
+    """Tokens that are nothing like each other keep their scores, wherever they stand."""
+    scorer = Reinforced(64, reaches=(1, 4)).eval()
+    tokens = make_image(torch.eye(64)[torch.randperm(64, generator=torch.Generator().manual_seed(0))], columns=8)
+    with torch.no_grad():
+        expected = scorer.importance(tokens).logit
+        scorer.gain.fill_(10.0)
+        scorer.threshold.fill_(0.5)
+        torch.testing.assert_close(scorer.importance(tokens).logit, expected)
+        scorer.threshold.fill_(-0.5)
+        assert not torch.allclose(scorer.importance(tokens).logit, expected)
 
 
 def test_the_best_is_spared_the_unlike_are_not_touched():
