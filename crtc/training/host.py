@@ -8,6 +8,7 @@ two things lie, and where the answer is: the steps of looking up, which answers 
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import lightning
@@ -131,6 +132,9 @@ class HostTraining(lightning.LightningModule):
         bystanders: whether scenes hold things that nobody asks about.
         start_from: weights of an earlier stage to begin with, or the folder of a host, whose heads begin anew.
         seed: of scenes, questions and initial weights.
+
+    Raises:
+        ValueError: if the stage or a number is impossible, or `start_from` holds no weights of this model.
     """
 
     def __init__(
@@ -151,6 +155,10 @@ class HostTraining(lightning.LightningModule):
         self.kinds: Tensor
         if stage not in STAGES:
             raise ValueError(f"stage is {stage!r}, expected one of {STAGES}")
+        if min(steps, batch_size, questions) < 1:
+            raise ValueError(
+                f"steps is {steps}, batch_size {batch_size} and questions {questions}, expected at least 1 each"
+            )
         self.save_hyperparameters()
         self.automatic_optimization = False
         torch.manual_seed(seed)
@@ -168,12 +176,19 @@ class HostTraining(lightning.LightningModule):
         weights = [1.0] * (1 + len(SHAPES)) + [DIGITS] * 10 + [1.0] * len(BYSTANDERS)
         self.register_buffer("kinds", torch.tensor(weights), persistent=False)
         self.done = 0  # batches seen, so that a resumed run goes on with the next one
-        if start_from is not None and Path(start_from).is_dir():
-            begun = LlavaForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32)
-            self.host.load_state_dict(begun.state_dict())
-        elif start_from is not None:
-            self.load_state_dict(torch.load(start_from, weights_only=True, map_location="cpu")["state_dict"])
+        if start_from is not None:
+            try:
+                self._begin_with(Path(start_from))
+            except (OSError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+                raise ValueError(f"start_from {start_from!r} holds no weights of this model: {error}") from error
         self.host.model.vision_tower.requires_grad_(not freeze_tower)
+
+    def _begin_with(self, start: Path) -> None:
+        if start.is_dir():
+            begun = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+            self.host.load_state_dict(begun.state_dict())
+        else:
+            self.load_state_dict(torch.load(start, weights_only=True, map_location="cpu")["state_dict"])
 
     def see(self, batch: PackedScenes) -> tuple[Tensor, Tensor]:
         """Projected visual tokens and the [CLS] state."""
@@ -309,6 +324,7 @@ class HostTraining(lightning.LightningModule):
     def _shape(self) -> dict[str, Any]:
         small = self.hparams["stage"] in ("patches", "windows")
         shape = {"cells": 3, "things": (4, 8)} if small else {"cells": 6, "things": (6, 16)}
+        shape |= {"numbers": 0.3, "lengths": (0.45, 0.35, 0.2)}  # fewer and shorter than what the host is asked about
         return {**shape, "bystanders": (0.4, 1.0) if self.hparams["bystanders"] else (0.0, 0.0)}
 
     def train_dataloader(self) -> DataLoader[PackedScenes]:

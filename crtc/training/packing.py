@@ -198,7 +198,10 @@ def _order(first: Thing, second: Thing) -> tuple[int, int, int]:
 
 
 class Scenes(IterableDataset[PackedScenes]):
-    """Batches `start`, `start + 1`, ... of a stage; the same index always gives the same batch."""
+    """Batches `start`, `start + 1`, ... of a stage; the same index always gives the same batch.
+
+    `shape` holds `cells` and what else `make_scene` takes.
+    """
 
     def __init__(
         self,
@@ -207,14 +210,12 @@ class Scenes(IterableDataset[PackedScenes]):
         start: int,
         stop: int,
         batch_size: int,
-        cells: int,
-        things: tuple[int, int],
-        bystanders: tuple[float, float],
         questions: int,
+        **shape: Any,
     ):
         self.split, self.seed, self.start, self.stop = split, seed, start, stop
         self.batch_size, self.questions = batch_size, questions
-        self.shape: dict[str, Any] = {"cells": cells, "things": things, "bystanders": bystanders}
+        self.shape = shape
 
     def __iter__(self) -> Iterator[PackedScenes]:
         for step in range(self.start, self.stop):

@@ -94,7 +94,9 @@ def make_scene(
     index: int,
     *,
     cells: int = 6,
-    things: tuple[int, int] = (8, 14),
+    things: tuple[int, int] = (10, 16),
+    numbers: float = 0.4,
+    lengths: tuple[float, float, float] = (0.3, 0.35, 0.35),
     bystanders: tuple[float, float] = (0.6, 1.0),
 ) -> Scene:
     """Draw scene `index` of a split.
@@ -104,7 +106,9 @@ def make_scene(
         seed: of the scenes.
         index: of the scene.
         cells: the picture has `cells` x `cells` cells.
-        things: least and largest number of objects.
+        things: least and largest number of objects, as long as there is room.
+        numbers: share of the objects that are numbers.
+        lengths: shares of the numbers of one, two and three digits.
         bystanders: least and largest share of the free cells that hold one or two bystanders.
     """
     random = np.random.default_rng([SPLITS.index(split), seed, index, cells])
@@ -116,7 +120,7 @@ def make_scene(
     labels = PatchLabels(*(np.zeros((side, side), dtype=np.int64) for _ in range(6)))
     placed: list[Thing] = []
     for _ in range(int(random.integers(things[0], things[1] + 1))):
-        thing = _place(random, canvas, free, split, labels, best)
+        thing = _place(random, canvas, free, split, labels, best, numbers=numbers, lengths=lengths)
         if thing is not None:
             placed.append(thing)
     _stand_by(random, canvas, free, labels, best, share=random.uniform(*bystanders))
@@ -183,13 +187,16 @@ def _place(
     split: Split,
     labels: PatchLabels,
     best: Array,
+    *,
+    numbers: float,
+    lengths: tuple[float, float, float],
 ) -> Thing | None:
-    kind = NUMBER if random.random() < 0.3 else SHAPES[random.integers(len(SHAPES))]
+    kind = NUMBER if random.random() < numbers else SHAPES[random.integers(len(SHAPES))]
     color = list(COLORS)[random.integers(len(COLORS))]
     parts: list[tuple[Array, int]] = []  # ink and label class, left to right
     if kind == NUMBER:
         ink, values = digits(split)
-        chosen = random.integers(len(ink), size=int(random.choice([1, 2, 3], p=[0.45, 0.35, 0.2])))
+        chosen = random.integers(len(ink), size=int(random.choice([1, 2, 3], p=lengths)))
         if len(chosen) > 1 and values[chosen[0]] == 0:
             chosen = chosen[1:] if len(chosen) == 2 else chosen[:1]
         size = int(random.integers(14, 25)) if len(chosen) == 1 else int(random.integers(14, 21))
