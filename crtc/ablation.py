@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import yaml
 
-from crtc import tracking
+from crtc import __version__, tracking
 from crtc.evaluation import Evaluation, weights_digest
-from crtc.evaluation.report import save
 from crtc.hosts.embedded import load_host
 from crtc.methods.reinforced import Design, Reinforced
 from crtc.retention import Interval
+from crtc.showing import record
 from crtc.tasks.picture import Glyphs
 from crtc.training.fit import fit_scorer
 from crtc.training.scorer import ScorerTraining
@@ -27,7 +27,7 @@ WAYS = ("aware", "blind")
 
 def read(path: Path | str) -> dict[str, Any]:
     """One ablation: `about` (a line for the table), `model` (changes of training), `use` (changes of the finished
-    scorer's design), `mass`, `seeds`.
+    scorer's design), `mass`, `seeds`, `every` (steps between validations), `evaluate`.
 
     Raises:
         ValueError: if the file cannot be read or holds other keys.
@@ -37,13 +37,19 @@ def read(path: Path | str) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no readable YAML: {error}") from error
     content = {} if content is None else content
-    _check_keys(content, {"about", "model", "use", "mass", "seeds", "steps", "evaluate"}, str(path))
+    _check_keys(content, {"about", "model", "use", "mass", "seeds", "every", "evaluate"}, str(path))
     model = content.get("model", {})
     design = {field.name for field in fields(Design)} - {"width"}
     _check_keys(model, set(inspect.signature(ScorerTraining).parameters) - {"host", "seed", "scorer"}, f"{path}: model")
     _check_keys(model.get("design", {}), design, f"{path}: design")
     _check_keys(content.get("use", {}), design, f"{path}: use")
-    _check_keys(content.get("evaluate", {}), {"pictures", "questions", "counts"}, f"{path}: evaluate")
+    asked = content.get("evaluate", {})
+    _check_keys(asked, {"pictures", "questions", "counts"}, f"{path}: evaluate")
+    for name, value in {"seeds": content.get("seeds", 1), "every": content.get("every", 1), **asked}.items():
+        numbers = value if name == "counts" and isinstance(value, list) and value else [value]
+        if (name == "counts") != isinstance(value, list) or not all(type(one) is int and one > 0 for one in numbers):
+            expected = "a list of positive whole numbers" if name == "counts" else "a positive whole number"
+            raise ValueError(f"{path}: {name} is {value!r}, expected {expected}")
     return dict(content)
 
 
@@ -65,7 +71,12 @@ def stacked(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def ablate(
-    base: Path | str, files: Sequence[Path | str], folder: Path | str = "runs/ablation", *, host: str = "embedded"
+    base: Path | str,
+    files: Sequence[Path | str],
+    folder: Path | str = "runs/ablation",
+    *,
+    host: str = "embedded",
+    device: str = "cpu",
 ) -> str:
     """Run every ablation and seed whose result is missing; write and return the table.
 
@@ -74,21 +85,35 @@ def ablate(
         files: one change each.
         folder: of the results, one folder per ablation and seed.
         host: to train and evaluate on.
+        device: to evaluate on; scorers train where Lightning finds best.
+
+    Raises:
+        ValueError: if a file cannot be read, two have the same name, or their counts differ, which make the columns.
     """
+    tracking.mode()  # refuses before the work, not behind it
     folder = Path(folder)
     shared = read(base)
     weights = weights_digest(load_host(host, dtype=torch.bfloat16)[0])
     names = [Path(base).stem, *(Path(file).stem for file in files if Path(file).resolve() != Path(base).resolve())]
+    if len(set(names)) < len(names):
+        raise ValueError(f"ablations are named {sorted(names)}, expected a name of its own for each file")
     plans = [shared, *(stacked(shared, read(file)) for file in files if Path(file).resolve() != Path(base).resolve())]
+    asked = {name: _counts(plan) for name, plan in zip(names, plans, strict=True)}
+    if len(set(asked.values())) > 1:
+        raise ValueError(f"counts are {asked}, expected the same in all ablations of a table")
     for name, plan in zip(names, plans, strict=True):
         for seed in range(int(plan.get("seeds", 1))):
             target = folder / f"{name}-seed{seed}"
             if _finished(target, plan, weights):
                 continue
-            _run_one(plan, seed, target, name, host, weights)
+            _run_one(plan, seed, target, name, host, weights, device)
     table = tabulate(folder, names, plans, weights)
     (folder / "table.md").write_text(table)
     return table
+
+
+def _counts(plan: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(plan.get("evaluate", {}).get("counts", (64, 32, 16)))
 
 
 def _finished(target: Path, plan: dict[str, Any], weights: str) -> bool:
@@ -101,24 +126,28 @@ def _finished(target: Path, plan: dict[str, Any], weights: str) -> bool:
     return bool(stored.get("weights") == weights and found == json.loads(json.dumps(wanted)))
 
 
-def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str, weights: str) -> None:
+def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str, weights: str, device: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     settings = {**plan.get("model", {}), "host": host, "seed": seed}
     # what trained alike is trained once: ablations of use alone share the scorer of their training
-    trained = target.parent / "scorers" / _key({**settings, "weights": weights})
+    every = int(plan.get("every", 100))
+    trained = target.parent / "scorers" / _key({**settings, "every": every, "weights": weights, "crtc": __version__})
     if not (trained / "scorer" / "model.safetensors").exists():
-        fit_scorer(ScorerTraining(**settings), trained, every=int(plan.get("steps", 100)), patience=10_000, track=False)
+        fit_scorer(ScorerTraining(**settings), trained, every=every, patience=None, track=False)
     asked = plan.get("evaluate", {})
     mass = bool(plan.get("mass", True))
     use = plan.get("use", {})
     methods = {f"reinforced {way}": _scorer(trained / "scorer", way == "aware", use) for way in WAYS}
-    model, processor = load_host(host, dtype=torch.bfloat16)
+    loaded = load_host(host, dtype=torch.bfloat16, device=device)
+    for method in methods.values():
+        method.to(loaded[0].device)
     task = Glyphs("test", int(asked.get("pictures", 60)), int(asked.get("questions", 12)), seed=0)
-    evaluation = Evaluation((model, processor), task, methods, counts=asked.get("counts", (64, 32, 16)), masses=(mass,))
-    results = evaluation.run(target)
-    with tracking.track("ablate", {"ablation": name, "seed": seed, **plan}, target) as run:
-        summary = save(results, target)
-        tracking.log_evaluation(run, summary, {})
+    results = Evaluation(loaded, task, methods, counts=_counts(plan), masses=(mass,)).run(target)
+    config = {"ablation": name, "seed": seed, **plan}
+    record(
+        results, loaded, task, methods, target, named=host, scorers=[trained / "scorer"], kind="ablate", config=config
+    )
+    summary = json.loads((target / "results.json").read_text())
     (target / "ablation.json").write_text(
         json.dumps({"plan": plan, "host": host, "weights": weights, "seed": seed, "summary": summary}, indent=1) + "\n"
     )

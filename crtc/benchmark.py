@@ -424,14 +424,17 @@ def benchmark(
     Raises:
         ValueError: if a number is impossible, or a method unknown or not ready.
     """
+    if methods == []:
+        raise ValueError("methods is [], expected names of the catalogue")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
     tokens = make_pictures(batch, size, channels, seed)
     k = counts.resolve(tokens.group_sizes, count=count)
-    ready = {name: get_method(name) for name in (methods or [name for name in catalogue() if name not in unready()])}
+    chosen = [name for name in catalogue() if name not in unready()]
+    ready = {name: get_method(name) for name in (chosen if methods is None else methods)}
     duels = [duel(name, tokens, k, repeats) for name in ready if name in LOOPS]
     times: dict[str, Interval] = {}
-    skipped = {} if methods else dict(unready())
+    skipped = dict(unready()) if methods is None else {}
     for name, method in ready.items():
         try:
             times[name] = planning(method, tokens, k, repeats)

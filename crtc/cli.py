@@ -12,20 +12,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from jsonargparse import auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image, UnidentifiedImageError
 
-from crtc import tracking
+from crtc import __version__, tracking
 from crtc.ablation import ablate as run_ablations
 from crtc.benchmark import benchmark as run_benchmark
 from crtc.demo import demo as run_demo
-from crtc.demo import field, left_out, scorers
 from crtc.evaluation import Evaluation
-from crtc.evaluation.drawing import curves
-from crtc.evaluation.report import markdown, save
 from crtc.hosts.embedded import image_tokens, load_host
 from crtc.methods import Method, catalogue, get_method, golden, trained
 from crtc.methods.inside import DEPTH
-from crtc.showing import answer, overlays
+from crtc.methods.rows import field, left_out, scorers
+from crtc.showing import answer, record
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.training.fit import fit, fit_host
@@ -52,11 +51,12 @@ def evaluate(
     keep: list[float] | float | None = None,
     mass: Literal["both", "kept", "plain"] = "both",
     positions: Literal["keep", "repack"] = "keep",
-    split: Split = "test",
-    pictures: int = 150,
-    questions: int = 12,
+    split: Split | None = None,
+    pictures: int | None = None,
+    questions: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    device: str = "cpu",
+    device: str = "auto",
+    batch: int = 4,
     output: str = "runs/evaluate",
 ) -> None:
     """Measure what methods retain of a host's answers, at matched true counts.
@@ -70,13 +70,19 @@ def evaluate(
         keep: fractions in the place of counts, or one of them.
         mass: which settings of mass preservation.
         positions: whether kept tokens keep their position ids.
-        split: of the glyph scenes.
-        pictures: glyph scenes.
-        questions: per glyph scene.
+        split: of the glyph scenes; the test split without.
+        pictures: glyph scenes; 150 without.
+        questions: per glyph scene; 12 without.
         dtype: of the host.
-        device: of the host.
+        device: of the host and the methods; "auto" is the GPU if there is one.
+        batch: pictures encoded and asked about side by side.
         output: folder of the results.
     """
+    tracking.mode()  # refuses before the work, not behind it
+    scenes = {"split": split, "pictures": pictures, "questions": questions}
+    asked = {name: value for name, value in scenes.items() if value is not None}
+    if data is not None and asked:
+        raise ValueError(f"data is {data!r} and {asked} are of glyph scenes, expected one of them")
     loaded = load_host(host, dtype=getattr(torch, dtype), device=device)
     if counts is not None and keep is not None:
         raise ValueError(f"counts is {counts} and keep is {keep}, expected one of them")
@@ -86,13 +92,16 @@ def evaluate(
         if not all(0 < part <= 1 for part in keep):
             raise ValueError(f"keep is {keep}, expected fractions in (0, 1]")
         counts = [max(1, round(part * total)) for part in keep]
-    chosen = counts or [192, 128, 64, 32, 16]
+    chosen = [192, 128, 64, 32, 16] if counts is None else counts
+    if not chosen:
+        raise ValueError("counts and keep are empty, expected at least one number")
     if max(chosen) > total or min(chosen) < 1:
         raise ValueError(f"counts is {chosen}, expected numbers between 1 and the {total} tokens of an image")
-    task: Task = JsonLines(data) if data else Glyphs(split, pictures, questions)
-    rows = _rows(methods, [scorer] if isinstance(scorer, str) else scorer or [])
+    task: Task = JsonLines(data) if data is not None else Glyphs(**{"pictures": 150, **asked})  # type: ignore[arg-type]
+    given = [scorer] if isinstance(scorer, str) else scorer or []
+    rows = _rows(methods, given)
     for method in rows.values():
-        method.to(device)
+        method.to(loaded[0].device)
     masses = {"both": (False, True), "kept": (True,), "plain": (False,)}[mass]
     results = Evaluation(
         loaded,
@@ -101,16 +110,11 @@ def evaluate(
         counts=sorted(set(chosen), reverse=True),
         masses=masses,
         positions=positions,
+        batch=batch,
         skipped=left_out(list(rows)) if methods is None else {},
     ).run(output)
-    summary = save(results, output)
-    curves(summary, Path(output) / "curves.png")
-    middle = results.counts[len(results.counts) // 2]
-    able = {label: method for label, method in rows.items() if label in results.labels}
-    drawn = {"curves": Path(output) / "curves.png", **overlays(loaded, task, able, middle, output)}
-    with tracking.track("evaluate", results.config, output) as run:
-        tracking.log_evaluation(run, summary, drawn)
-    print(markdown(results))
+    folders = [one for one in given if Path(one).is_dir()]  # what came from the hub is there already
+    print(record(results, loaded, task, rows, output, named=host, scorers=folders))
     print(f"wrote results.json, table.md, questions.npz, curves.png, overlays and a W&B run to {output}")
 
 
@@ -165,7 +169,11 @@ def benchmark(
 
 
 def ablate(
-    files: list[str], base: str = "configs/ablation/base.yaml", folder: str = "runs/ablation", host: str = "embedded"
+    files: list[str],
+    base: str = "configs/ablation/base.yaml",
+    folder: str = "runs/ablation",
+    host: str = "embedded",
+    device: str = "auto",
 ) -> None:
     """Run the ablations whose result is missing and print one table.
 
@@ -174,8 +182,9 @@ def ablate(
         base: what all share.
         folder: of the results.
         host: to train and evaluate on.
+        device: to evaluate on; "auto" is the GPU if there is one, which is where scorers are trained anyway.
     """
-    print(run_ablations(base, files, folder, host=host))
+    print(run_ablations(base, files, folder, host=host, device=device))
     print(f"wrote the table to {Path(folder) / 'table.md'}")
 
 
@@ -188,7 +197,8 @@ def compress(
     host: str = "embedded",
     mass: bool = True,
     scorer: str | None = None,
-    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    device: str = "auto",
     output: str = "overlay.png",
 ) -> None:
     """Answer a question about an image with and without compression, and draw what stays.
@@ -202,15 +212,23 @@ def compress(
         host: the embedded one, or a folder or hub id of a LLaVA.
         mass: whether kept tokens carry log-sizes.
         scorer: folder of a scorer in the place of the method.
-        device: of the host.
+        dtype: of the host.
+        device: of the host and the method; "auto" is the GPU if there is one.
         output: file of the overlay.
     """
-    loaded = load_host(host, device=device)
+    loaded = load_host(host, dtype=getattr(torch, dtype), device=device)
     chosen = trained(scorer) if scorer else get_method(method)
     if count is None and keep is None:
         count = 64
     shown = answer(
-        loaded, Picture(_open(image), ()), prompt, chosen.to(device), count=count, keep=keep, mass=mass, path=output
+        loaded,
+        Picture(_open(image), ()),
+        prompt,
+        chosen.to(loaded[0].device),
+        count=count,
+        keep=keep,
+        mass=mass,
+        path=output,
     )
     print(f"with {shown.tokens} tokens: {shown.full}")
     print(f"with {shown.kept} tokens: {shown.compressed}")
@@ -225,6 +243,8 @@ def show(number: int = 0, split: Split = "test", output: str = "scene.png") -> N
         split: of the scene.
         output: file of the image.
     """
+    if number < 0:
+        raise ValueError(f"number is {number}, expected at least 0")
     picture = Glyphs(split, number + 1, 12)[number]
     picture.image.resize((576, 576), Image.Resampling.NEAREST).save(output)
     for question in picture.questions:
@@ -298,7 +318,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; a mistake of the user ends with a message and exit code 2."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        if given and given[0] in TRAINING:
+        if given == ["--version"]:
+            print(__version__)
+        elif given and given[0] in TRAINING:
             TRAINING[given[0]](given[1:])
         else:
             about = {command.__name__: command for command in COMMANDS}
@@ -308,12 +330,13 @@ def main(arguments: list[str] | None = None) -> None:
                     + "\n"
                     + "\n".join(f"  {name:9} {(about[name].__doc__ or '').splitlines()[0]}" for name in about)
                 )
+                print("  --version")
                 print("  fit       Train a scorer through a frozen host (LightningCLI; `crtc fit --help`).")
                 print("  host      Train the embedded host anew, one stage (LightningCLI; `crtc host --help`).")
                 return
             auto_cli(list(COMMANDS), args=_spelled_out(given), as_positional=False)
     except BrokenPipeError:  # `crtc methods | head`: whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         print(f"crtc: {error}", file=sys.stderr)
         raise SystemExit(2) from None

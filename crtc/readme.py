@@ -46,10 +46,10 @@ def blocks() -> dict[str, str]:
     mlp = ROOT / "results/mlp/table.md"
     if mlp.exists():
         found["mlp"] = with_mass(mlp.read_text())
-    card = ROOT / "results/test/results.json"
-    if card.exists():
-        summary = json.loads(card.read_text())
-        found["host"], found["headline"] = host_card(summary), headline(summary)
+    for name, folder, make in (("host", "host", host_card), ("headline", "test", headline)):
+        results = ROOT / "results" / folder / "results.json"
+        if results.exists():
+            found[name] = make(json.loads(results.read_text()))
     return found
 
 
@@ -62,9 +62,11 @@ def cut(table: str) -> str:
 
 
 def with_mass(table: str) -> str:
-    """The rows of a retention table that keep mass, with its first two lines."""
-    lines = [line for line in table.partition("\nAt ")[0].splitlines() if line.count("|") > 4]
-    return "\n".join([*lines[:2], *[line for line in lines if line.split("|")[3].strip() == "kept"]])
+    """The rows of a retention table that keep mass, with its first two lines, and what was given minus what ships."""
+    rows, _, margins = table.partition("\nAt ")[0].partition("\nWhat was given")
+    lines = [line for line in rows.splitlines() if line.count("|") > 4]
+    kept = [line for line in lines if line.split("|")[3].strip() == "kept"]
+    return "\n".join([*lines[:2], *kept, "", f"What was given{margins}"])
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -89,11 +91,9 @@ def headline(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def host_card(summary: dict[str, object]) -> str:
+def host_card(summary: dict[str, Any]) -> str:
     """Accuracy of the host with all tokens, per question family."""
-    rows = summary["rows"]
-    assert isinstance(rows, list)
-    full = next(row for row in rows if row["method"] == "all tokens")
+    full = next(row for row in summary["rows"] if row["method"] == ALL)
     lines = ["| family | questions | accuracy, % |", "|---|---|---|"]
     for family, entry in full["families"].items():
         lines.append(f"| {family} | {entry['questions']} | {entry['accuracy']:.1f} |")

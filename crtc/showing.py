@@ -1,14 +1,19 @@
-"""One image and one question: the answer with and without compression, and an overlay of what stays."""
+"""One image and one question: the answer with and without compression, and an overlay of what stays. And all that an
+evaluation leaves behind: figures, tables, curves, overlays, and a run on W&B.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from crtc import tracking
 from crtc.compression import compressed
-from crtc.evaluation.drawing import overlay
+from crtc.evaluation import Results
+from crtc.evaluation.drawing import curves, overlay
+from crtc.evaluation.report import save
 from crtc.hosts.dialogue import prompt_of
 from crtc.hosts.view import view_of
 from crtc.methods import Method
@@ -91,3 +96,44 @@ def overlays(
         answer(host, picture, picture.questions[0].text, methods[label], count=count, path=path)
         drawn[f"overlay/{label}"] = path
     return drawn
+
+
+def record(
+    results: Results,
+    host: tuple[Any, Any],
+    task: Task,
+    methods: Mapping[str, Method],
+    folder: Path | str,
+    *,
+    named: str,
+    scorers: Sequence[Path | str] = (),
+    kind: str = "evaluate",
+    config: Mapping[str, Any] | None = None,
+) -> str:
+    """Write, draw and log an evaluation.
+
+    Args:
+        results: of it.
+        host: model and processor.
+        task: what was asked.
+        methods: by the label of their row.
+        folder: of `results.json`, `table.md`, `questions.npz`, `curves.png`, the overlays and the W&B run.
+        named: what the host is called.
+        scorers: folders to log as artefacts.
+        kind: of the W&B run.
+        config: of the W&B run, beside that of the evaluation.
+
+    Returns:
+        The tables.
+    """
+    folder = Path(folder)
+    summary = save(results, folder)
+    curves(summary, folder / "curves.png")
+    middle = results.counts[len(results.counts) // 2]
+    able = {label: method for label, method in methods.items() if results.able(label, middle)}
+    drawn = {"curves": folder / "curves.png", **overlays(host, task, able, middle, folder)}
+    with tracking.track(kind, {**results.config, "host_name": named, **(config or {})}, folder) as run:
+        tracking.log_evaluation(run, summary, drawn)
+        for place, scorer in enumerate(scorers):
+            tracking.log_folder(run, scorer, f"scorer-{place}" if place else "scorer", "scorer")
+    return (folder / "table.md").read_text()

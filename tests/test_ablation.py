@@ -1,6 +1,7 @@
 """Ablations: what is missing runs, what is there is left alone, and every change has its row."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from crtc.ablation import ablate, read, stacked
 DESIGN = {"hidden": 8, "channels": 2, "metric": 4, "degree": 3, "reaches": [1]}
 BASE: dict[str, Any] = {
     "about": "as it is",
-    "steps": 2,
+    "every": 2,
     "evaluate": {"pictures": 2, "questions": 2, "counts": [32, 8]},
     "model": {
         "steps": 2,
@@ -46,6 +47,19 @@ def refuse(name: str) -> float:
     raise AssertionError(f"JSON holds {name}")
 
 
+def test_two_files_of_one_name_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    other = shutil.copy(files["one_step"], tmp_path / "more")
+    with pytest.raises(ValueError, match=r"ablations are named \['base', 'one_step', 'one_step'\]"):
+        ablate(files["base"], [files["one_step"], other], tmp_path / "runs")
+
+
+def test_counts_make_the_columns(files: dict[str, Path], tmp_path: Path) -> None:
+    files["one_step"].write_text(yaml.safe_dump({"evaluate": {"counts": [16]}}))
+    with pytest.raises(ValueError, match=r"counts are {'base': \(32, 8\), 'one_step': \(16,\)}, expected the same"):
+        ablate(files["base"], [files["one_step"]], tmp_path / "runs")
+
+
 def table_rows(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
@@ -73,6 +87,7 @@ def test_runs_what_is_missing_alone(files: dict[str, Path], tmp_path: Path, monk
         assert content["seed"] == 0 and content["plan"]["model"]["steps"] == 2
         assert {row["method"] for row in content["summary"]["rows"]} >= {"reinforced aware", "reinforced blind"}
         assert len(list((folder / f"{name}-seed0").glob("wandb/offline-run-*"))) == 1
+        assert {file.name for file in (folder / f"{name}-seed0").glob("*.png")} >= {"curves.png"}
     monkeypatch.setattr(crtc.ablation, "fit_scorer", fail)
     monkeypatch.setattr(crtc.ablation, "Evaluation", fail)
     assert ablate(files["base"], changes, folder) == table
@@ -110,6 +125,10 @@ def test_stacked() -> None:
     ("content", "message"),
     [
         ("modle: {steps: 1}", "modle"),
+        ("evaluate: {counts: 64}", "counts is 64, expected a list of positive whole numbers"),
+        ("evaluate: {counts: []}", r"counts is \[\], expected a list"),
+        ("evaluate: {pictures: 0}", "pictures is 0, expected a positive whole number"),
+        ("seeds: three", "seeds is 'three', expected a positive whole number"),
         ("model: {stepz: 1}", "stepz"),
         ("model: {design: {depth: 1}}", "depth"),
         ("use: {marge: false}", "marge"),

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import crtc
 from crtc.cli import COMMANDS, TRAINING, main
+from crtc.hosts.embedded import EMBEDDED
 from crtc.methods import LearnPruner, Random, VisionSelector, catalogue, trainable
 from crtc.methods.learned import UNREADY
 from crtc.methods.reinforced import Reinforced
@@ -42,6 +44,12 @@ def asks(folder: Path, **changes: object) -> Path:
     ]
     file.write_text("\n".join(map(json.dumps, lines)) + "\n")
     return file
+
+
+def test_version(capsys: Output) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"{crtc.__version__}\n"
+    assert {"compress", "compressed", "get_method", "trained", "Tokens", "__version__"} <= {*crtc.__all__, *dir(crtc)}
 
 
 def test_methods(capsys: Output) -> None:
@@ -154,6 +162,14 @@ def test_evaluate_glyphs(tmp_path: Path, capsys: Output) -> None:
     assert np.load(folder / "questions.npz")["random|mass|16"].shape == (4,)
 
 
+def test_evaluate_what_cannot_spend_as_little(tmp_path: Path, capsys: Output) -> None:
+    """Overlays are of the middle count, which FastV is too dear for."""
+    main(["evaluate", "--methods", "[fastv, pool]", "--counts", "[192, 64, 16]", "--pictures", "1", "--questions", "1"])
+    assert "| fastv | yes | plain |" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "evaluate"
+    assert {file.name for file in folder.glob("*.png")} == {"curves.png", "overlay-pool.png"}
+
+
 def test_evaluate_a_file(scene: Path, tmp_path: Path, capsys: Output) -> None:
     Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
     options = ["--methods", "[kmeans]", "--scorer", "scorer", "--keep", "0.02", "--mass", "kept", "--output", "out"]
@@ -186,9 +202,9 @@ def test_the_whole_catalogue_leaves_out_what_has_no_weights(
     scene: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = {"random": Random, "learn_pruner": LearnPruner, "vision_selector": VisionSelector}
-    for module in ("crtc.demo", "crtc.methods.catalogue"):
+    for module in ("crtc.methods.rows", "crtc.methods.catalogue"):
         monkeypatch.setattr(sys.modules[module], "catalogue", lambda: kinds)
-    monkeypatch.setattr("crtc.demo.get_method", lambda name, **settings: Random())
+    monkeypatch.setattr("crtc.methods.rows.get_method", lambda name, **settings: Random())
     monkeypatch.setattr("crtc.methods.learned.SHIPPED", tmp_path)
     LearnPruner(192, hidden=8).save_pretrained(tmp_path / "scorer")
     options = ["--scorer", "scorer", "--counts", "[9]", "--mass", "kept", "--output", "out", "--dtype", "float32"]
@@ -310,6 +326,9 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
     "no data": (["--data", "nowhere.jsonl"], "nowhere.jsonl is no file"),
     "no pictures": (["--pictures", "0"], "pictures is 0"),
     "unknown host": (["--host", "./nowhere"], "host './nowhere' cannot be loaded"),
+    "counts that are none": (["--counts", "[]"], "counts and keep are empty"),
+    "scenes beside a file": (["--data", "own.jsonl", "--pictures", "3"], "{'pictures': 3} are of glyph scenes"),
+    "no batch": (["--batch", "0", "--pictures", "1", "--methods", "[random]"], "batch is 0"),
     "unknown split": (["--split", "validation"], "validation"),
 }
 
@@ -336,7 +355,7 @@ def test_bad_data(scene: Path, tmp_path: Path, capsys: Output) -> None:
     ("arguments", "message"),
     [
         (["compres"], "compres"),
-        (["show", "--number", "-1"], "pictures is 0"),
+        (["show", "--number", "-1"], "number is -1"),
         (["show", "--output", "nowhere/scene.png"], "nowhere"),
         (["ablate", "[nowhere.yaml]"], "is no readable YAML"),
         (["fit", "--model.gate", "lottery"], "lottery"),
@@ -344,7 +363,13 @@ def test_bad_data(scene: Path, tmp_path: Path, capsys: Output) -> None:
         (["fit", "--model.stepz", "3"], "stepz"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["host", "--model.stage", "last"], "'last'"),
+        (["fit", "--model.learning_rate", "0"], "learning rates are 0.0"),
+        (["fit", "--every", "0"], "every is 0"),
+        (["fit", "--trainer.accelerator", "abacus"], "abacus"),
         (["host", "--model.start_from", "nowhere.pt"], "nowhere.pt"),
+        (["host", "--model.start_from", str(EMBEDDED / "model.safetensors")], "holds no weights of this model"),
+        (["host", "--patience", "3"], "patience"),
+        (["benchmark", "--methods", "[]"], "methods is []"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )

@@ -40,7 +40,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     base = tmp_path / "base.yaml"
     base.write_text(
-        "steps: 1\nevaluate: {pictures: 1, questions: 2, counts: [16]}\n"
+        "every: 1\nevaluate: {pictures: 1, questions: 2, counts: [16]}\n"
         "model: {steps: 1, pictures: 1, questions: 2, calibration_pictures: 1}\n"
     )
     monkeypatch.chdir(tmp_path)

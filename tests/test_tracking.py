@@ -12,7 +12,7 @@ import wandb
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from crtc.tracking import log_evaluation, log_folder, mode, track
+from crtc.tracking import log_evaluation, log_folder, mode, run_id, settings, track
 
 HEADER, BLOCK = 7, 32768
 
@@ -63,14 +63,24 @@ def values(items: Any) -> dict[str, Any]:
 
 def row(method: str, mass: bool, count: int, relative: float) -> dict[str, Any]:
     measures = ("accuracy", "agreement", "kl_mean", "kl_p90", "harmful_flips", "lucky_flips")
+    more = ("evidence_recall", "planning_ms", "layer_equivalent")
     return {
         "method": method,
         "mass": mass,
         "count": count,
         "question_aware": False,
-        **{name: float(place) for place, name in enumerate(measures)},
+        **{name: float(place) for place, name in enumerate((*measures, *more))},
+        "families": {"color": {"accuracy": relative / 2, "questions": 3}},
         "relative": {"value": relative, "low": relative - 1, "high": relative + 1},
     }
+
+
+DIFFERENCE = {
+    "learned": "reinforced",
+    "against": "kmeans",
+    "count": 16,
+    "difference": {"value": 5.5, "low": 4.0, "high": 7.0},
+}
 
 
 def test_a_run_without_an_account_keeps_everything(tmp_path: Path) -> None:
@@ -80,7 +90,7 @@ def test_a_run_without_an_account_keeps_everything(tmp_path: Path) -> None:
     (tmp_path / "scorer").mkdir()
     (tmp_path / "scorer" / "config.json").write_text("{}")
     with track("evaluate", {"task": "made-up", "counts": [64, 16], "machine": {"device": "abacus"}}, tmp_path) as run:
-        log_evaluation(run, {"rows": rows}, {"curves": tmp_path / "curves.png"})
+        log_evaluation(run, {"rows": rows, "differences": [DIFFERENCE]}, {"curves": tmp_path / "curves.png"})
         log_folder(run, tmp_path / "scorer", "scorer", "scorer")
     found = written(tmp_path)
     (started,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
@@ -92,12 +102,17 @@ def test_a_run_without_an_account_keeps_everything(tmp_path: Path) -> None:
     for record in found:
         logged |= values(record.history.item) if record.HasField("history") else {}
         kept |= values(record.summary.update) if record.HasField("summary") else {}
-    table = logged["retention"]
-    (stored,) = tmp_path.glob(f"wandb/offline-run-*/files/{table['path']}")
-    content = json.loads(stored.read_text())
-    assert table["nrows"] == 4 and content["columns"][:3] == ["method", "mass", "count"]
+
+    def stored(name: str) -> dict[str, Any]:
+        (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{logged[name]['path']}")
+        return dict(json.loads(file.read_text()))
+
+    content = stored("retention")
+    assert logged["retention"]["nrows"] == 4 and content["columns"][:3] == ["method", "mass", "count"]
     assert content["columns"][-3:] == ["relative", "low", "high"]
     assert content["data"][0][:3] == ["kmeans", True, 16] and content["data"][0][-3:] == [81.5, 80.5, 82.5]
+    assert stored("families")["data"][1] == ["kmeans", False, 16, "color", 3, 35.125]
+    assert stored("differences")["data"] == [["reinforced", "kmeans", 16, 5.5, 4.0, 7.0]]
     (drawn,) = tmp_path.glob(f"wandb/offline-run-*/files/{logged['curves']['path']}")
     assert (logged["curves"]["width"], logged["curves"]["height"]) == Image.open(drawn).size == (20, 10)
     assert kept["relative/kmeans/mass/16"] == 81.5 and kept["relative/kmeans/plain/16"] == 70.25
@@ -118,6 +133,20 @@ def test_mode_is_what_the_user_chose(chosen: str, monkeypatch: pytest.MonkeyPatc
     assert mode() == chosen
 
 
+def test_the_project_is_what_the_user_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings("fit", tmp_path / "new")["project"] == "crtc"
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.chdir(tmp_path)
+    found = settings("fit", "new")
+    assert found["project"] == "mine" and found["dir"] == str(tmp_path / "new")
+
+
+def test_a_training_goes_on_under_its_id(tmp_path: Path) -> None:
+    first = run_id(tmp_path, anew=True)
+    assert run_id(tmp_path, anew=False) == first
+    assert run_id(tmp_path, anew=True) != first
+
+
 def test_mode_without_a_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -130,5 +159,5 @@ def test_mode_without_a_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_disabled_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with track("evaluate", {}, tmp_path) as run:
-        log_evaluation(run, {"rows": [row("kmeans", True, 16, 81.5)]}, {})
+        log_evaluation(run, {"rows": [row("kmeans", True, 16, 81.5)], "differences": []}, {})
     assert not list(tmp_path.glob("wandb/*run-*"))

@@ -1,12 +1,15 @@
 """Ask a host the questions of a task with all tokens and with what each method leaves, and note what changed."""
 
 import hashlib
+import inspect
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from crtc.hosts.dialogue import (
     dialogue,
     first_rows,
     once_per_picture,
+    prompt_of,
     prompts,
     right_questions,
     right_rows,
@@ -115,11 +119,11 @@ class Evaluation:
         counts: whole tokens per image.
         masses: settings of mass preservation to run.
         positions: whether kept tokens keep their position ids.
-        pictures: encoded side by side.
+        batch: pictures encoded and asked about side by side.
         skipped: labels that are not run, with the reason, for the report.
 
     Raises:
-        ValueError: if there are no methods or counts.
+        ValueError: if there are no methods or counts, or the batch is not positive.
     """
 
     def __init__(
@@ -131,15 +135,17 @@ class Evaluation:
         counts: Sequence[int] = (192, 128, 64, 32, 16),
         masses: Sequence[bool] = (False, True),
         positions: Positions = "keep",
-        pictures: int = 4,
+        batch: int = 4,
         skipped: Mapping[str, str] | None = None,
     ):
         if not methods or not counts:
             raise ValueError(f"methods is {list(methods)} and counts {list(counts)}, expected at least one of each")
+        if batch < 1:
+            raise ValueError(f"batch is {batch}, expected at least 1")
         self.model, self.processor = host
         self.task, self.methods, self.counts, self.masses = task, dict(methods), tuple(counts), tuple(masses)
         self.positions: Positions = positions
-        self.pictures = pictures
+        self.batch = batch
         self._given = dict(skipped or {})
 
     @property
@@ -151,20 +157,29 @@ class Evaluation:
             "weights": {label: weights_digest(method) for label, method in self.methods.items() if method.state_dict()},
         }
 
-    @property
+    @cached_property
     def _setting(self) -> dict[str, Any]:
         """What the results of every single method depend on beside itself."""
         return {
             "task": self.task.name,
             "task_size": len(self.task),
             "task_settings": {name: value for name, value in vars(self.task).items() if isinstance(value, int | str)},
+            "first_picture": _digest([self.task[0].image.tobytes().hex(), f"{self.task[0].questions}"]),
             "counts": list(self.counts),
             "masses": list(self.masses),
             "positions": self.positions,
-            "pictures_per_batch": self.pictures,
+            "pictures_per_batch": self.batch,
             "dtype": str(self.model.dtype),
             "host": weights_digest(self.model),
+            "processor": _digest(f"{getattr(self.processor, 'image_processor', None)} {prompt_of(self.processor, '')}"),
+            "device": self._device,
+            "versions": {"crtc": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         }
+
+    @property
+    def _device(self) -> str:
+        device = self.model.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
     def run(self, folder: Path | str | None = None) -> Results:
         """Evaluate; with a folder, what is finished is kept there, every method by itself: an interrupted run goes on
@@ -175,7 +190,10 @@ class Evaluation:
         if folder is not None:
             cache = Path(folder) / f"parts-{_digest(self._setting)}"
             cache.mkdir(parents=True, exist_ok=True)
-        keys = {label: _digest([label, f"{m}", weights_digest(m)]) for label, m in self.methods.items()}
+        keys = {
+            label: _digest([label, f"{m}", m.question_aware, weights_digest(m), _source(m)])
+            for label, m in self.methods.items()
+        }
         keys[CONTROLS] = CONTROLS
         found: dict[str, list[_Part]] = {label: [] for label in keys}
         for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
@@ -197,7 +215,7 @@ class Evaluation:
 
     def _spans(self) -> list[tuple[int, int]]:
         """Batches of pictures, the last one not of a single picture: it lends the others their wrong image."""
-        starts = list(range(0, len(self.task), self.pictures))
+        starts = list(range(0, len(self.task), self.batch))
         if len(starts) > 1 and len(self.task) - starts[-1] == 1:
             starts.pop()
         return list(zip(starts, [*starts[1:], len(self.task)], strict=True))
@@ -221,12 +239,7 @@ class Evaluation:
             reasons = [f"{label}: {reason}" for label, reason in skipped.items()]
             raise ValueError(f"no method can run on this host: {'; '.join(reasons)}")
         machine = {
-            "crtc": __version__,
-            **{name: version(name) for name in ("torch", "transformers")},
             "python": platform.python_version(),
-            "device": torch.cuda.get_device_name(self.model.device)
-            if self.model.device.type == "cuda"
-            else platform.machine(),
             "threads": torch.get_num_threads(),
         }
         return Results(
@@ -364,10 +377,21 @@ def _joined(pieces: list[Run], pictures: list[int]) -> Run:
     return Run(right, kl, agree, recall, milliseconds, read)
 
 
+def _source(method: Method) -> str:
+    """The code of a method's module, since who changes a method measures it anew; nothing where it cannot be read."""
+    try:
+        return inspect.getsource(sys.modules[type(method).__module__])
+    except (OSError, TypeError):
+        return ""
+
+
 def weights_digest(module: nn.Module) -> str:
-    """Digest of all weights."""
-    tensors = module.state_dict().values()
-    return _digest([f"{tuple(tensor.shape)} {float(tensor.double().sum())}" for tensor in tensors])
+    """Digest of all weights, bit by bit."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:12]
 
 
 def _digest(value: Any) -> str:

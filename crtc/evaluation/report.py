@@ -71,12 +71,16 @@ def better_setting(results: Results, label: str, count: int) -> bool:
 
 
 def compare(results: Results, draws: Resamples) -> list[dict[str, Any]]:
-    """The learned rows against every other one that sees as much, each at its better setting, paired by question."""
+    """The learned rows against every other one that sees as much, and those of a scorer that was given against the
+    shipped one, each at its better setting, paired by question.
+    """
     full = results.full().right
     found = []
     for learned in (label for label in results.labels if label.startswith(LEARNED)):
         for label in results.labels:
-            if label.startswith(LEARNED) or (results.aware[label] and not results.aware[learned]):
+            if label.startswith(LEARNED) and not learned.startswith(f"{label} ("):
+                continue
+            if results.aware[label] and not results.aware[learned]:
                 continue
             for count in results.counts:
                 if not (results.able(learned, count) and results.able(label, count)):
@@ -148,10 +152,12 @@ def _cell(run: Run, full: Run, draws: Resamples) -> str:
 
 
 def _margins(results: Results, draws: Resamples) -> list[str]:
-    """The learned rows minus the best of the others, paired."""
-    lines = []
+    """The learned rows minus the best of the others, and minus the shipped scorer where one was given, paired."""
+    lines: list[str] = []
     differences = compare(results, draws)
-    for learned in dict.fromkeys(entry["learned"] for entry in differences):
+    shipped = [entry for entry in differences if entry["against"].startswith(LEARNED)]
+    others = [entry for entry in differences if entry not in shipped]
+    for learned in dict.fromkeys(entry["learned"] for entry in others):
         lines += [
             f"**{learned}** minus the best other method that sees as much, in points of relative accuracy, "
             "both at their better setting:",
@@ -160,11 +166,19 @@ def _margins(results: Results, draws: Resamples) -> list[str]:
             "|---|---|---|",
         ]
         for count in results.counts:
-            rivals = [entry for entry in differences if entry["learned"] == learned and entry["count"] == count]
+            rivals = [entry for entry in others if entry["learned"] == learned and entry["count"] == count]
             if not rivals:  # none can spend as little
                 continue
             closest = min(rivals, key=lambda entry: entry["difference"]["value"])
             lines.append(f"| {count} | {closest['against']} | {Interval(**closest['difference'])} |")
+        lines.append("")
+    if shipped:
+        lines += ["What was given minus what ships, in the same points:", ""]
+        lines += ["| scorer | " + " | ".join(map(str, results.counts)) + " |", "|---" * (len(results.counts) + 1) + "|"]
+        for learned in dict.fromkeys(entry["learned"] for entry in shipped):
+            found = {entry["count"]: entry["difference"] for entry in shipped if entry["learned"] == learned}
+            cells = [str(Interval(**found[count])) if count in found else "-" for count in results.counts]
+            lines.append(f"| {learned} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
 

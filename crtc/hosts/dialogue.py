@@ -90,9 +90,15 @@ def _expand(processor: Any, prompt: str, pixels: Float[Tensor, "3 H W"]) -> list
     """Ids of a prompt with one placeholder per visual token."""
     ids = processor.tokenizer(prompt).input_ids
     image = processor.image_token_id
-    count = (pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size)
-    count += processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    count = tokens_of(processor, *pixels.shape[-2:])
     return [token for one in ids for token in ([one] * count if one == image else [one])]
+
+
+def tokens_of(processor: Any, height: int, width: int) -> int:
+    """Visual tokens of an image of that many pixels."""
+    patches = (height // processor.patch_size) * (width // processor.patch_size)
+    dropped = processor.vision_feature_select_strategy == "default"
+    return int(patches + processor.num_additional_image_tokens - dropped)
 
 
 def answer_logits(

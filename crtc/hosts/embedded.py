@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from crtc.hosts.dialogue import tokens_of
 from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 
 EMBEDDED = Path(__file__).parent / "glyphs_llava"
@@ -44,6 +45,11 @@ def load_host(
 ) -> tuple[LlavaForConditionalGeneration, Any]:
     """A LLaVA and its processor: the embedded one, a folder, or an id of the Hugging Face hub.
 
+    Args:
+        name: of the folder or on the hub; "embedded", or nothing, for the one that ships.
+        dtype: of the weights.
+        device: to put it on; "auto" is the GPU if there is one.
+
     Raises:
         ValueError: if there is no such model, or it is no LLaVA.
     """
@@ -64,11 +70,17 @@ def _check_processor(processor: Any) -> None:
     """Raise `ValueError` unless it makes as many tokens of every image, as those of CLIP and SigLIP towers do."""
     told = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
     missing = [name for name in told if getattr(processor, name, None) is None]
-    missing += [] if getattr(getattr(processor, "image_processor", None), "crop_size", None) else ["crop_size"]
+    missing += [] if _side(processor, "height") and _side(processor, "width") else ["size of its images"]
     if missing:
         raise ValueError(
             f"its {type(processor).__name__} tells no {', '.join(missing)}, expected that of a CLIP or SigLIP tower"
         )
+
+
+def _side(processor: Any, name: str) -> int | None:
+    """Pixels that every image has when it is processed: CLIP crops to them, SigLIP stretches."""
+    images = getattr(processor, "image_processor", None)
+    return dict(getattr(images, "crop_size", None) or getattr(images, "size", None) or {}).get(name)
 
 
 def whole(name: str, kind: str, loaded: tuple[Any, dict[str, Any]], device: str | torch.device) -> Any:
@@ -80,6 +92,8 @@ def whole(name: str, kind: str, loaded: tuple[Any, dict[str, Any]], device: str 
     model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"{name} is no whole {kind}, it lacks {sorted(report['missing_keys'])[:3]}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -91,8 +105,6 @@ assert PROMPT.startswith("USER: <image>\n")  # the template above must say the s
 
 def image_tokens(processor: Any) -> int:
     """Visual tokens of an image, as a processor of fixed size makes them."""
-    size = processor.image_processor.crop_size
-    rows, columns = size["height"] // processor.patch_size, size["width"] // processor.patch_size
-    return int(
-        rows * columns + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
-    )
+    height, width = _side(processor, "height"), _side(processor, "width")
+    assert height is not None and width is not None  # `load_host` takes no other
+    return tokens_of(processor, height, width)

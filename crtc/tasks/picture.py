@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from PIL import Image
 
 from crtc.retention import Box
 from crtc.tasks.glyphs.photographs import SPLITS, Split
-from crtc.tasks.glyphs.questions import FAMILIES, ask
+from crtc.tasks.glyphs.questions import ask
 from crtc.tasks.glyphs.scene import make_scene
 
 
@@ -90,11 +90,6 @@ class Glyphs:
         questions = tuple(Question(q.text, (q.answer,), tuple(q.evidence), q.family) for q in asked)
         return Picture(Image.fromarray(scene.image), questions)
 
-    @property
-    def families(self) -> tuple[str, ...]:
-        """Kinds of questions."""
-        return tuple(FAMILIES)
-
 
 class JsonLines:
     """Questions of a user: one JSON object a line with `image` (path, relative to the file), `question`, `answers`
@@ -112,7 +107,6 @@ class JsonLines:
         if not path.is_file():
             raise ValueError(f"{path} is no file, expected a file of JSON lines")
         self.name = path.stem
-        self.content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         asked: dict[Path, list[Question]] = {}
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -128,6 +122,8 @@ class JsonLines:
             if not image_path.is_file():
                 raise ValueError(f"image {image_path} does not exist")
         self._asked = list(asked.items())
+        stats = [(image_path.stat().st_size, image_path.stat().st_mtime_ns) for image_path in asked]
+        self.content = hashlib.sha256(path.read_bytes() + repr(stats).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._asked)
@@ -156,9 +152,3 @@ def _read_line(line: str, where: str) -> tuple[str, Question]:
     if isinstance(answers, str) or not question.answers:
         raise ValueError(f"{where} has answers {answers!r}, expected a list of accepted answers")
     return image, question
-
-
-def walk(task: Task) -> Iterator[tuple[int, Picture]]:
-    """Number and picture, one after the other."""
-    for index in range(len(task)):
-        yield index, task[index]

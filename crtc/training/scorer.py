@@ -118,7 +118,8 @@ class ScorerTraining(lightning.LightningModule):
         seed: of weights, pictures, counts and noise.
 
     Raises:
-        ValueError: if the scorer, its design, the gate, a count, the number of steps or the precision is impossible.
+        ValueError: if the scorer, its design, the gate, a count, a rate, the number of steps or of pictures, or the
+            precision is impossible.
     """
 
     def __init__(
@@ -157,8 +158,10 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError(f"counts is {tuple(counts)}, expected whole numbers of at least 1")
         if not 0 <= blind_share <= 1:
             raise ValueError(f"blind_share is {blind_share}, expected a share from 0 to 1")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}, expected at least 1")
+        if steps < 1 or pictures < 1:
+            raise ValueError(f"steps is {steps} and pictures {pictures}, expected at least 1 each")
+        if learning_rate <= 0 or guided_learning_rate <= 0:
+            raise ValueError(f"learning rates are {learning_rate} and {guided_learning_rate}, expected more than 0")
         if not 0 <= guided < 1:
             raise ValueError(f"guided is {guided}, expected at least 0 and less than 1")
         if attention_weight < 0:

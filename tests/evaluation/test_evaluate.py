@@ -1,6 +1,10 @@
 """Evaluation on the embedded host: what is kept whole stays whole, and interrupted runs go on."""
 
+import importlib
 import json
+import linecache
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,15 @@ import torch
 from PIL import Image
 
 from crtc import compressed
-from crtc.evaluation import Evaluation
-from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
+from crtc.evaluation import Evaluation, evaluate
+from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread, weights_digest
 from crtc.evaluation.report import markdown, save, summary
 from crtc.hosts import encode
 from crtc.hosts.dialogue import dialogue, prompt_of, prompts
 from crtc.methods import ClsAttention, FastV, KMeans, Method, Random, VisionZip, catalogue, get_method
 from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.reinforced import Reinforced
+from crtc.tasks.glyphs.scene import make_scene
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Question
 from crtc.tokens import Tokens
 
@@ -144,7 +149,7 @@ def test_spread_is_the_plan_of_every_prompt(host: Host, task: Task) -> None:
 
 def test_batches_do_not_matter(host: Host, task: Task) -> None:
     methods = {"kmeans": KMeans(), "reinforced": Reinforced(192)}
-    one, three = (Evaluation(host, task, methods, counts=[20], masses=[True], pictures=size).run() for size in (1, 3))
+    one, three = (Evaluation(host, task, methods, counts=[20], masses=[True], batch=size).run() for size in (1, 3))
     assert (WRONG_IMAGE, False, 0) in three.runs
     for key in one.runs:
         if key[0] != WRONG_IMAGE:  # another picture of the batch
@@ -159,7 +164,7 @@ def test_an_interrupted_run_goes_on(host: Host, tmp_path: Path, monkeypatch: pyt
     five = Task([glyphs[i] for i in range(5)])
 
     def evaluation(**changes: Any) -> Evaluation:
-        return Evaluation(host, five, methods, **{"counts": [16], "pictures": 2, **changes})
+        return Evaluation(host, five, methods, **{"counts": [16], "batch": 2, **changes})
 
     whole = evaluation().run(tmp_path)
     parts = sorted(tmp_path.glob("parts-*/*.pt"))
@@ -186,7 +191,7 @@ def test_an_interrupted_run_goes_on(host: Host, tmp_path: Path, monkeypatch: pyt
     assert more.labels == ("kmeans", "random", "another")
     for key, run in whole.runs.items():
         assert np.array_equal(more.runs[key].right, run.right)
-    for changes in ({"counts": [8]}, {"masses": [True]}, {"positions": "repack"}, {"pictures": 3}):
+    for changes in ({"counts": [8]}, {"masses": [True]}, {"positions": "repack"}, {"batch": 3}):
         asked.clear()
         results = evaluation(**changes).run(tmp_path)
         assert sum(pictures for pictures, _ in asked) == len(results.full().right) == 5, changes
@@ -210,6 +215,65 @@ def test_other_answers_are_another_evaluation(host: Host, tmp_path: Path) -> Non
         (tmp_path / "data.jsonl").write_text(json.dumps(entry))
         found.append(Evaluation(host, JsonLines(tmp_path / "data.jsonl"), {"random": Random()}, counts=[16]).config)
     assert found[0] != found[1]
+
+
+def test_other_pictures_and_versions_are_another_evaluation(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, lines = tmp_path / "a.png", tmp_path / "a.jsonl"
+    Image.new("RGB", (20, 20)).save(image)
+    lines.write_text(json.dumps({"image": "a.png", "question": "is it?", "answer": "yes"}))
+
+    def setting() -> dict[str, Any]:
+        return Evaluation(host, JsonLines(lines), {"random": Random()}, counts=(8,)).config
+
+    before = setting()
+    assert setting() == before
+    Image.new("RGB", (21, 20)).save(image)
+    assert setting()["task_settings"] != before["task_settings"]
+    monkeypatch.setattr(evaluate, "__version__", "another")
+    assert setting()["versions"]["crtc"] == "another"
+
+
+def test_a_method_that_changed_is_measured_anew(
+    host: Host, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for better in ("norm(dim=1)", "sum(dim=1)"):
+        lines = ["from crtc.methods.method import ScoreMethod", "class Mine(ScoreMethod):", "    source = family = ''"]
+        lines += ["    def score(self, tokens):", f"        return tokens.x.{better}"]
+        (tmp_path / "mine_alone.py").write_text("\n".join(lines))
+        sys.modules.pop("mine_alone", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        method = importlib.import_module("mine_alone").Mine()
+        Evaluation(host, task, {"mine": method}, counts=(8,), masses=(True,)).run(tmp_path)
+    assert len(list(tmp_path.glob("parts-*/*.pt"))) == 3  # the controls and both
+
+
+def test_other_scenes_are_another_evaluation(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = []
+    for least in (10, 2):
+        monkeypatch.setattr("crtc.tasks.picture.make_scene", partial(make_scene, things=(least, 16)))
+        configs.append(Evaluation(host, Glyphs("test", 1, 1), {"random": Random()}, counts=(8,)).config)
+    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {"first_picture"}
+
+
+def test_digests_tell_the_order_of_weights() -> None:
+    one, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    other.load_state_dict({"weight": one.weight.flip(1), "bias": one.bias})
+    assert weights_digest(one) != weights_digest(other)
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) == weights_digest(other)
+
+
+def test_one_label_with_and_without_the_question(host: Host, task: Task, tmp_path: Path) -> None:
+    scorer = get_method("reinforced")
+    for question in (True, False):
+        scorer.question_aware = question
+        Evaluation(host, task, {"mine": scorer}, counts=(8,), masses=(True,)).run(tmp_path)
+    assert len(list(tmp_path.glob("parts-*/*.pt"))) == 3  # the controls and both
 
 
 def test_any_accepted_answer_is_right(host: Host, task: Task) -> None:

@@ -1,6 +1,7 @@
 """Reports of made-up results: everything is in the table, and JSON stays JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def made_up(full: list[bool] | None = None, masses: tuple[bool, ...] = (False, T
                 runs[label, mass, count] = run(random.random(8) < 0.6 + 0.2 * mass, 0.25)
     config = {"task": "made-up", "methods": {label: label for label in METHODS}}
     return Results(
-        runs, np.repeat(np.arange(4), 2), ("color", "count") * 4, AWARE, {"tired": "the host sleeps"}, config
+        runs, np.repeat(np.arange(4), 2), ("color", "count") * 4, dict(AWARE), {"tired": "the host sleeps"}, config
     )
 
 
@@ -150,3 +151,18 @@ def test_a_count_that_no_rival_can_spend_has_no_margin() -> None:
         del results.runs[key]
     margins = markdown(results).partition("**reinforced** minus")[2].partition("**reinforced blind**")[0]
     assert [line.split("|")[1].strip() for line in margins.splitlines() if line.startswith("| ")][1:] == ["64"]
+
+
+def test_a_scorer_that_was_given_meets_the_shipped_one() -> None:
+    results = made_up()
+    for (label, mass, count), run in list(results.runs.items()):
+        if label.startswith("reinforced"):
+            results.runs[f"{label} (given)", mass, count] = replace(run, right=~run.right)
+            results.aware[f"{label} (given)"] = results.aware[label]
+    found = {(entry["learned"], entry["against"]) for entry in compare(results, resamples(results.picture))}
+    ours = {(f"{label} (given)", label) for label in ("reinforced", "reinforced blind")}
+    assert ours == {pair for pair in found if pair[1].startswith("reinforced")}
+    table = markdown(results)
+    assert "What was given minus what ships" in table and "| reinforced blind (given) | " in table
+    assert "| reinforced |" not in table.partition("minus the best")[2].partition("What was given")[0]  # as best other
+    assert "What was given" not in markdown(made_up())

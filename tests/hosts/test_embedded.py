@@ -10,11 +10,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipVisionConfig,
+)
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from crtc.evaluation import Evaluation
 from crtc.hosts.dialogue import prompt_of
 from crtc.hosts.embedded import EMBEDDED, _check_processor, image_tokens, load_host, make_processor
 from crtc.hosts.stock import load_stock
+from crtc.methods import KMeans
+from crtc.tasks.picture import Glyphs
 
 Host = tuple[Any, Any]
 
@@ -125,7 +137,45 @@ def test_no_such_device(small_host: Path, device: str) -> None:
         load_host(small_host, device=device)
 
 
+def test_a_siglip_tower(tmp_path: Path) -> None:
+    """It has no [CLS], and its processor crops nothing."""
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        vision_use_head=False,
+    )
+    tokenizer = make_processor().tokenizer
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=image, vision_feature_select_strategy="full"
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+    ).save_pretrained(tmp_path)
+    small = load_host(tmp_path)
+    assert image_tokens(small[1]) == 16
+    results = Evaluation(small, Glyphs("test", 2, 2), {"kmeans": KMeans()}, counts=[16, 4]).run()
+    assert results.runs["kmeans", True, 4].layer_equivalent == 4
+    assert results.runs["kmeans", False, 16].agree.all()
+
+
 def test_a_processor_of_another_kind_is_refused() -> None:
     """Such as Pixtral's, which makes as many tokens as a picture is large."""
-    with pytest.raises(ValueError, match=r"its SimpleNamespace tells no num_additional_image_tokens, .*, crop_size"):
+    with pytest.raises(ValueError, match=r"its SimpleNamespace tells no num_additional_image_tokens, .*, size of"):
         _check_processor(SimpleNamespace(patch_size=16, image_processor=SimpleNamespace(size={})))

@@ -8,8 +8,8 @@ import torch
 
 import crtc.methods
 from crtc.cli import main
-from crtc.demo import field
 from crtc.methods import catalogue, get_method
+from crtc.methods.rows import field
 from tests.making import make_tokens
 
 FILE = '''

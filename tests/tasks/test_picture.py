@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from crtc.tasks.picture import JsonLines, Question, walk
+from crtc.tasks.picture import JsonLines, Question
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_lines_of_one_image_are_asked_together(folder):
     )
     assert task[1].questions == (Question("what color?", ("blue", "navy"), family="color"),)
     assert task[1].image.mode == "RGB" and task[1].image.getpixel((0, 0)) == (0, 0, 255)
-    assert [number for number, _ in walk(task)] == [0, 1]
+    assert len(task) == 2
 
 
 GOOD = {"image": "a.png", "question": "q", "answer": "x"}

@@ -8,6 +8,7 @@ import torch
 
 from crtc.training import fit as fitting
 from crtc.training.fit import fit, fit_scorer
+from crtc.training.scorer import ScorerTraining
 from tests.training.test_scorer import CPU, make, weights
 
 
@@ -35,6 +36,34 @@ def test_a_run_that_stopped_early_stays_stopped(
     again = make(small_host, **still)
     monkeypatch.setattr(again, "training_step", lambda *given: pytest.fail("a step was trained again"))
     fit_scorer(again, tmp_path, every=1, patience=2, track=False, **CPU)
+    with pytest.raises(ValueError, match=r"had seed 0 and not 1, expected the same"):
+        run(small_host, tmp_path, every=1, patience=2, seed=1, **still)
+    with pytest.raises(ValueError, match=r"patience is 4 and the run in .* stopped early after 2 validations"):
+        run(small_host, tmp_path, every=1, patience=4, **still)
+
+
+def test_a_run_goes_on_as_patient_as_it_is_asked_to_be(
+    small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = {"learning_rate": 1e-12, "guided_learning_rate": 1e-12, "steps": 9}
+    step, stopped = ScorerTraining.training_step, KeyboardInterrupt("at the third step")
+
+    def interrupted(module: ScorerTraining, batch: Any, index: int) -> Any:
+        if module.done == 2:
+            raise stopped
+        return step(module, batch, index)
+
+    monkeypatch.setattr(ScorerTraining, "training_step", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(small_host, tmp_path, every=1, patience=2, **still)
+    monkeypatch.setattr(ScorerTraining, "training_step", step)
+    assert run(small_host, tmp_path, every=1, patience=4, **still)["done"] == 5
+
+
+@pytest.mark.parametrize("given", [{"every": 0}, {"patience": 0}])
+def test_numbers_that_cannot_be(small_host: Path, tmp_path: Path, given: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"every is \d and patience \d, expected at least 1 each"):
+        run(small_host, tmp_path, **given)
 
 
 def test_another_run_is_not_gone_on_with(small_host: Path, tmp_path: Path) -> None:
