@@ -215,6 +215,12 @@ class Groups:
         picked = rows.index_select(0, self.index.flatten()).view(*self.index.shape, *rows.shape[1:])
         return picked.mul_(self.valid.view(*self.valid.shape, *[1] * (rows.ndim - 1)).to(rows.dtype))
 
+    def places(self, num: int) -> Int[Tensor, " N"]:
+        """Of `num` tokens each one's column here, 0 for those that are in no group."""
+        found = torch.zeros(num, dtype=torch.long, device=self.index.device)
+        found[self.index[self.valid]] = self.valid.nonzero()[:, 1]
+        return found
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -64,6 +64,7 @@ def test_tokens_refuse(tokens, change, message):
 
 def test_groups_lie_side_by_side(tokens):
     groups = Groups.of(tokens)
+    assert groups.places(len(tokens)).tolist() == [0, 1, 0, 0, 0, 1, 2, 0]
     assert groups.index.tolist() == [[0, 1, 0], [2, 0, 0], [4, 5, 6]]
     assert groups.valid.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert groups.gather(torch.arange(1.0, 9)).tolist() == [[1, 2, 0], [3, 0, 0], [5, 6, 7]]

@@ -451,12 +451,8 @@ def spread(plan: Plan, looks: Tokens, tokens: Tokens, image_of: Int[Tensor, " G"
         image_of: for every group of `tokens` the group of `looks` with the same image.
     """
     groups = Groups.of(looks)
-    local = torch.zeros(len(looks), dtype=torch.long, device=plan.slot.device)
-    local[groups.index[groups.valid]] = torch.arange(groups.valid.shape[1], device=local.device).expand_as(
-        groups.valid
-    )[groups.valid]
     joins = plan.slot >= 0
     owner = torch.full_like(plan.slot, -1)
-    owner[joins] = local[plan.kept][plan.slot[joins]]
+    owner[joins] = groups.places(len(looks))[plan.kept][plan.slot[joins]]
     rows = torch.where(groups.valid, owner[groups.index], -1)[image_of]
     return make_plan(tokens, Groups.of(tokens), rows, groups.gather(plan.weight)[image_of])

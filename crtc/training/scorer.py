@@ -370,10 +370,7 @@ class ScorerTraining(lightning.LightningModule):
 
 def _spread(neighbors: Neighbors, looks: Groups, groups: Groups, pupil: Pupil) -> Neighbors:
     """Edges found once per picture, for every row that asks about it."""
-    local = torch.zeros(len(pupil.looks), dtype=torch.long, device=looks.index.device)
-    local[looks.index[looks.valid]] = torch.arange(looks.valid.shape[1], device=local.device).expand_as(looks.valid)[
-        looks.valid
-    ]
+    local = looks.places(len(pupil.looks))
     place = local[neighbors.index[looks.index]][pupil.image_of]  # [G, M, K]
     target = groups.index.gather(1, place.flatten(1)).view_as(place)
     num, inside = len(pupil.asked), groups.index[groups.valid]
