@@ -1,5 +1,6 @@
 """Runs on Weights & Biases: offline without an account, online by the user's own settings (`WANDB_PROJECT`, ...)."""
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,14 @@ def mode() -> Literal["online", "offline", "disabled", "shared"]:
         return chosen  # type: ignore[return-value]
     if chosen:
         raise ValueError(f"WANDB_MODE is {chosen!r}, expected online, offline, disabled or shared")
-    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or _account() else "offline"
+
+
+def _account() -> bool:
+    """Whether W&B has been logged in to on this machine."""
+    if "prompt" in inspect.signature(wandb.login).parameters:  # 0.30 on, which warns of what older ones need
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)
 
 
 def settings(kind: str, folder: Path | str) -> dict[str, Any]:
