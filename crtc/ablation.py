@@ -117,13 +117,14 @@ def _counts(plan: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _finished(target: Path, plan: dict[str, Any], weights: str) -> bool:
-    """Whether the result is there and of this plan and host; names and the number of seeds do not matter."""
+    """Whether the result is there and of this plan, host and version; names and the number of seeds do not matter."""
     file = target / "ablation.json"
     if not file.exists():
         return False
     stored = json.loads(file.read_text())
     wanted, found = ({k: v for k, v in one.items() if k not in ("about", "seeds")} for one in (plan, stored["plan"]))
-    return bool(stored.get("weights") == weights and found == json.loads(json.dumps(wanted)))
+    same = stored.get("weights") == weights and stored.get("crtc") == __version__
+    return bool(same and found == json.loads(json.dumps(wanted)))
 
 
 def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str, weights: str, device: str) -> None:
@@ -148,9 +149,8 @@ def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str
         results, loaded, task, methods, target, named=host, scorers=[trained / "scorer"], kind="ablate", config=config
     )
     summary = json.loads((target / "results.json").read_text())
-    (target / "ablation.json").write_text(
-        json.dumps({"plan": plan, "host": host, "weights": weights, "seed": seed, "summary": summary}, indent=1) + "\n"
-    )
+    made = {"plan": plan, "host": host, "weights": weights, "crtc": __version__, "seed": seed, "summary": summary}
+    (target / "ablation.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
 def _scorer(folder: Path, question: bool, use: dict[str, Any]) -> Reinforced:

@@ -183,7 +183,8 @@ def compressed(
 
     def generate_alone(*args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(stock).bind(*args, **kwargs).arguments
-        inputs = {**given, **given.pop("kwargs", {})}
+        more = given.pop("kwargs", {})
+        inputs = {**given, **more}
         if "inputs" in inputs:
             inputs["input_ids"] = inputs.pop("inputs")
         cache, turn = cache_of(inputs), handle.turn

@@ -56,18 +56,13 @@ def evidence_recall(
     candidates = tokens.candidates.nonzero()[:, 0].cpu()
     grid, group = tokens.grid.cpu()[candidates], tokens.group.cpu()[candidates]
     weight, slot = plan.weight.cpu().float()[candidates], plan.slot.cpu()[candidates]
-    rows, columns = int(grid[:, 1].max()) + 1, int(grid[:, 2].max()) + 1
     overlap = torch.zeros(len(candidates))
     for number, (found, view) in enumerate(zip(boxes, views, strict=True)):
         inside = group == number
+        rows, columns = int(grid[inside, 1].max()) + 1, int(grid[inside, 2].max()) + 1
         height, width = (view[3] - view[1]) / rows, (view[2] - view[0]) / columns
         top, left = view[1] + grid[inside, 1] * height, view[0] + grid[inside, 2] * width
-        area = torch.zeros(int(inside.sum()))
-        for x0, y0, x1, y1 in found:
-            tall = (torch.clamp(top + height, max=y1) - torch.clamp(top, min=y0)).clamp(min=0)
-            wide = (torch.clamp(left + width, max=x1) - torch.clamp(left, min=x0)).clamp(min=0)
-            area = area + tall * wide
-        overlap[inside] = area
+        overlap[inside] = _covered(left, top, width, height, found)
     evident = (overlap > 0).float() * weight
     joined = slot >= 0
     content = torch.zeros(len(plan.kept)).index_add(0, slot[joined], weight[joined])
@@ -78,6 +73,24 @@ def evidence_recall(
     has = total > 0
     recall[has] = kept[has] / total[has]
     return recall
+
+
+def _covered(
+    left: Float[Tensor, " P"], top: Float[Tensor, " P"], width: float, height: float, boxes: Sequence[Box]
+) -> Float[Tensor, " P"]:
+    """Area of every patch that lies in at least one of the boxes, on the cells that the edges of the boxes make."""
+    if not boxes:
+        return torch.zeros_like(left)
+    x0, y0, x1, y1 = torch.tensor(boxes, dtype=torch.float32).unbind(1)
+    xs = torch.tensor(sorted({*x0.tolist(), *x1.tolist()}))
+    ys = torch.tensor(sorted({*y0.tolist(), *y1.tolist()}))
+    across = (x0[:, None] <= xs[:-1]) & (xs[1:] <= x1[:, None])
+    down = (y0[:, None] <= ys[:-1]) & (ys[1:] <= y1[:, None])
+    inside = (down[:, :, None] & across[:, None]).any(0).float()
+    wide = (torch.minimum(left[:, None] + width, xs[1:]) - torch.maximum(left[:, None], xs[:-1])).clamp(min=0)
+    tall = (torch.minimum(top[:, None] + height, ys[1:]) - torch.maximum(top[:, None], ys[:-1])).clamp(min=0)
+    area: Tensor = ((tall @ inside) * wide).sum(1)
+    return area
 
 
 @dataclass(frozen=True)

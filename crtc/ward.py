@@ -43,8 +43,15 @@ def ward_tree(x: Float[Tensor, "G M D"], weight: Float[Tensor, "G M"], valid: Bo
         x: tokens, groups side by side.
         weight: of every token, positive.
         valid: where a token is; what stands elsewhere is not read.
+
+    Raises:
+        ValueError: if a token or its weight is not finite, which has no order.
     """
     groups, tokens = valid.shape
+    x = torch.where(valid[..., None], x, 0.0)
+    finite = x.isfinite().all(-1) & torch.where(valid, weight, 1.0).isfinite()
+    if not bool(finite.all()):
+        raise ValueError(f"{int((~finite).sum())} of {int(valid.sum())} tokens or their weights are not finite")
     places = torch.arange(tokens, device=x.device)
     total = torch.where(valid, weight, 1.0)
     # distances come from products, which lose fewer digits near the origin; the unit does not matter to the order

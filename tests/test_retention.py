@@ -56,6 +56,23 @@ def test_evidence_of_every_group_is_its_own() -> None:
     assert math.isnan(recall[2])
 
 
+def test_evidence_of_groups_of_other_grids() -> None:
+    tokens = make_tokens([[(2, 2)], [(4, 4)]])
+    kept = tokens.candidates.nonzero()[:, 0][torch.tensor([3, 4])]
+    slot = torch.full((len(tokens),), -1)
+    slot[kept] = torch.arange(2)
+    plan = Plan(kept, slot, (slot >= 0).float(), torch.ones(2), tokens.group)
+    last = (10.0, 10.0, 20.0, 20.0)
+    assert evidence_recall(tokens, plan, [(last,), (last,)], [VIEW] * 2).tolist() == [1, 0]
+
+
+def test_evidence_that_two_boxes_cover_counts_once() -> None:
+    tokens = make_image(torch.zeros(4, 2), columns=2)
+    plan = plan_of([1], [-1, 0, -1, -1], [0, 1, 0, 0])
+    boxes = (BOX, (0.0, 0.0, 12.0, 10.0), (10.0, 5.0, 20.0, 20.0))  # 100 and 75 pixels above, 100 at the bottom right
+    assert evidence_recall(tokens, plan, [boxes], [VIEW]).tolist() == pytest.approx([75 / 275])
+
+
 def test_evidence_counts_in_the_part_of_a_picture_that_the_host_saw() -> None:
     """The middle 20 x 20 of a picture of 40 x 20: the box lies ten pixels further right."""
     tokens = make_image(torch.zeros(4, 2), columns=2)

@@ -47,6 +47,17 @@ def test_padding_and_neighbours_in_the_batch_do_not_matter() -> None:
     assert torch.equal(both[1, 11:], torch.arange(11, 20))
 
 
+@pytest.mark.parametrize("wrong", ["x", "weight"])
+def test_what_has_no_order_is_refused(wrong: str) -> None:
+    given = {"x": torch.randn(2, 3, 4), "weight": torch.ones(2, 3)}
+    valid = torch.tensor([[True, True, True], [True, True, False]])
+    given[wrong][1, 2] = torch.nan  # padding is not read
+    ward_tree(valid=valid, **given)
+    given[wrong][0, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 of 5 tokens or their weights are not finite"):
+        ward_tree(valid=valid, **given)
+
+
 @given(st.integers(1, 24), st.integers(1, 6), st.integers(0, 2**16))
 def test_every_cut_is_whole_and_inside_the_next(tokens: int, places: int, seed: int) -> None:
     """Few places for many tokens: copies and equal costs everywhere."""

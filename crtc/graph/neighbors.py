@@ -167,7 +167,12 @@ def text_order(tokens: Tokens, *, reach: int = 2) -> Neighbors:
     """The text tokens up to `reach` places before and after a text token, in the order of its sequence's text.
 
     The relation is the offset, -reach..-1, 1..reach, counted from 0.
+
+    Raises:
+        ValueError: if the reach is less than 1.
     """
+    if reach < 1:
+        raise ValueError(f"reach is {reach}, expected at least 1")
     num, device = len(tokens), tokens.x.device
     text = (~tokens.candidates).nonzero()[:, 0]
     offsets = torch.tensor([o for o in range(-reach, reach + 1) if o], device=device)

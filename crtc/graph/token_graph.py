@@ -27,7 +27,7 @@ def to_data(tokens: Tokens, neighbors: Neighbors) -> Batch:
     """One PyG graph per sequence, as a `Batch`; `from_data` reads it back."""
     edge_index, likeness, relation = neighbors.to_edges()
     graphs = []
-    for number in range(int(tokens.sequence.max()) + 1):
+    for number in sorted(set(tokens.sequence.tolist())):
         nodes = (tokens.sequence == number).nonzero()[:, 0]
         first = int(nodes[0])
         inside = tokens.sequence[edge_index[1]] == number

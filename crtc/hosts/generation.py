@@ -241,9 +241,14 @@ def _generate(model: Any, inputs: dict[str, Any], ids: Int[Tensor, "B L"], valid
     inputs = {**inputs, **_of_short_prompts(inputs, ids, gone)}
     if (config := inputs.get("generation_config")) is not None:
         inputs["generation_config"] = config = copy.deepcopy(config)
-        for name in ("max_length", "min_length"):
-            if getattr(config, name, None) and inputs.get(name) is None:
-                setattr(config, name, getattr(config, name) - gone)
+    for name in ("max_length", "min_length"):  # where the call says nothing, its configuration does, then the model's
+        lengths = [getattr(one, name) for one in (config, model.generation_config) if one is not None]
+        length = next(filter(None, lengths), None)
+        if length is not None and inputs.get(name) is None:
+            if config is None:
+                inputs[name] = length - gone
+            else:
+                setattr(config, name, length - gone)
     if bias is not None:  # a compiled decoding step would not see our hook
         if config is None:
             inputs["disable_compile"] = True

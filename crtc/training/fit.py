@@ -47,10 +47,11 @@ def trainer_for(
         settings: of `lightning.Trainer`.
 
     Raises:
-        ValueError: if `every` or `patience` is not positive.
+        ValueError: if `every` or `patience` is not positive, or the trainer is to use several devices.
     """
     if every < 1 or (patience is not None and patience < 1):
         raise ValueError(f"every is {every} and patience {patience}, expected at least 1 each")
+    _check_alone(settings)
     folder = Path(folder)
     last = folder / f"{LAST}.ckpt"
     callbacks: list[lightning.Callback] = [TQDMProgressBar(refresh_rate=5), LastLook()]
@@ -68,6 +69,7 @@ def trainer_for(
         logger.log_hyperparams({"every": every, "patience": patience, "trainer": settings})
     defaults = {
         "max_epochs": 1,
+        "devices": 1,
         "val_check_interval": every,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 10,
@@ -75,6 +77,16 @@ def trainer_for(
         "gradient_clip_val": 1.0,
     }
     return lightning.Trainer(default_root_dir=folder, callbacks=callbacks, logger=logger, **{**defaults, **settings})
+
+
+def _check_alone(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for what would show a batch to several devices, or count steps otherwise than by batches."""
+    devices = settings.get("devices", 1)
+    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise ValueError(f"trainer.devices is {devices!r}, expected 1, or a list of one index")
+    for name in ("num_nodes", "accumulate_grad_batches"):
+        if settings.get(name, 1) != 1:
+            raise ValueError(f"trainer.{name} is {settings[name]!r}, expected 1")
 
 
 def fit_scorer(
@@ -89,8 +101,8 @@ def fit_scorer(
     """Train, going on where an interrupted run in `folder` stopped; give the folder of the best scorer.
 
     Raises:
-        ValueError: if the run in `folder` had other settings or stopped early with less patience, or `every` or
-            `patience` is not positive.
+        ValueError: if the run in `folder` had other settings or stopped early with less patience, `every` or
+            `patience` is not positive, the trainer is to use several devices, or the loss is not finite.
     """
     folder = Path(folder)
     done = folder / "scorer"

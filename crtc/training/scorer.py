@@ -250,6 +250,11 @@ class ScorerTraining(lightning.LightningModule):
             self.log(f"train/kl_{way}_{count}", loss.detach())
             self.log("kl", loss.detach(), prog_bar=True, logger=False)
             total = total + loss + penalty
+        if not bool(total.isfinite()):
+            raise ValueError(
+                f"loss is {float(total)} after {self.done} steps, expected a finite one; learning_rate is "
+                f"{self.hparams['learning_rate']}, guided_learning_rate {self.hparams['guided_learning_rate']}"
+            )
         self.done += 1
         return total
 
@@ -295,11 +300,10 @@ class ScorerTraining(lightning.LightningModule):
                 kl = F.kl_div(logits.log_softmax(-1), pupil.teacher, log_target=True, reduction="batchmean")
                 right = right_questions(right_rows(logits, expected, row, len(targets)), pupil.question)
                 way = "aware" if question else "blind"
-                self.log_dict(
-                    {f"calibration/kl_{way}_{count}": kl, f"calibration/accuracy_{way}_{count}": right.float().mean()},
-                    on_epoch=True,
-                    batch_size=len(pupil.targets),
-                )
+                name = f"{way}_{count}"
+                self.log(f"calibration/kl_{name}", kl, on_epoch=True, batch_size=len(pupil.targets))
+                share = right.float().mean()
+                self.log(f"calibration/accuracy_{name}", share, on_epoch=True, batch_size=len(right))
                 total.append(kl)
         self.log(
             "calibration/kl", torch.stack(total).mean(), on_epoch=True, batch_size=len(pupil.targets), prog_bar=True

@@ -144,6 +144,8 @@ def test_text_order_skips_images_and_keeps_to_the_sequence():
     found = text_order(tokens, reach=2)
     assert edges(found) == [(0, 2, 1), (0, 3, 0), (2, 0, 2), (2, 3, 1), (3, 0, 3), (3, 2, 2)]
     assert text_order(tokens, reach=1).degree == 2
+    with pytest.raises(ValueError, match="reach is 0, expected at least 1"):
+        text_order(tokens, reach=0)
 
 
 def test_text_image_takes_the_most_relevant_both_ways():

@@ -1,5 +1,7 @@
 """PyG and networkx see the same graph."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
@@ -34,6 +36,12 @@ def test_each_graph_numbers_its_own_nodes():
     assert second.num_nodes == 4 and int(second.edge_index.max()) == 3
     assert second.budget_group.tolist() == [0, 0, 0, -1]
     assert torch.equal(from_data(second).x, tokens.x[7:])
+
+
+def test_sequences_need_not_follow_each_other():
+    tokens = make_tokens([[(2, 3)], [(3, 1)]], num_text=1)
+    apart = replace(tokens, sequence=2 * tokens.sequence)
+    assert to_data(apart, token_graph(apart, degree=2)).num_graphs == 2
 
 
 def test_from_data_refuses_what_lacks():

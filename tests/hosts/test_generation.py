@@ -2,11 +2,12 @@
 
 import copy
 import threading
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from transformers import TextStreamer, pipeline
+from transformers import GenerationConfig, TextStreamer, pipeline
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -385,6 +386,19 @@ def test_lengths_of_a_generation_config_count_the_full_prompt():
         assert host.model.generate(**inputs, generation_config=config).shape[1] == length + 3
         assert host.model.generate(**inputs, max_length=length + 2, do_sample=False).shape[1] == length + 2
     assert config.max_length == length + 3
+
+
+@pytest.mark.parametrize("config", [None, GenerationConfig(do_sample=False)])
+def test_lengths_of_the_model_count_the_full_prompt(config):
+    host = build("llava")
+    inputs = host.inputs()
+    length = inputs["input_ids"].shape[1]
+    host.model.generation_config.update(max_length=length + 3, min_length=length + 2, do_sample=False)
+    assert host.model.generate(**inputs, generation_config=config).shape[1] == length + 3
+    with compressed(host.model, Third(), keep=1 / 3), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Unfeasible length")
+        assert host.model.generate(**inputs, generation_config=config).shape[1] == length + 3
+    assert host.model.generation_config.max_length == length + 3
 
 
 def test_criteria_and_processors_are_shown_the_full_prompt():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crtc.training import fit as fitting
-from crtc.training.fit import fit, fit_scorer
+from crtc.training.fit import fit, fit_scorer, trainer_for
 from crtc.training.scorer import ScorerTraining
 from tests.training.test_scorer import CPU, make, weights
 
@@ -64,6 +64,35 @@ def test_a_run_goes_on_as_patient_as_it_is_asked_to_be(
 def test_numbers_that_cannot_be(small_host: Path, tmp_path: Path, given: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"every is \d and patience \d, expected at least 1 each"):
         run(small_host, tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"devices": 4}, "trainer.devices is 4, expected 1, or a list of one index"),
+        ({"devices": "auto"}, "trainer.devices is 'auto', expected 1"),
+        ({"num_nodes": 2}, "trainer.num_nodes is 2, expected 1"),
+        ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches is 2, expected 1"),
+    ],
+)
+def test_what_would_change_who_sees_which_batch_is_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer_for(tmp_path, monitor=None, every=1, track=False, **settings)
+
+
+def test_one_device_is_taken(tmp_path: Path) -> None:
+    assert trainer_for(tmp_path, monitor=None, every=1, track=False).num_devices == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ScorerTraining._answers
+    monkeypatch.setattr(ScorerTraining, "_answers", lambda *given: (answers(*given)[0] * torch.nan, answers(*given)[1]))
+    with pytest.raises(ValueError, match=r"loss is nan after \d steps, expected a finite one; learning_rate is"):
+        run(small_host, tmp_path)
 
 
 def test_another_run_is_not_gone_on_with(small_host: Path, tmp_path: Path) -> None:
