@@ -91,6 +91,9 @@ def test_runs_what_is_missing_alone(files: dict[str, Path], tmp_path: Path, monk
     monkeypatch.setattr(crtc.ablation, "fit_scorer", fail)
     monkeypatch.setattr(crtc.ablation, "Evaluation", fail)
     assert ablate(files["base"], changes, folder) == table
+    monkeypatch.setattr(crtc.ablation, "__version__", "0.0.0")
+    with pytest.raises(AssertionError):
+        ablate(files["base"], changes, folder)
 
 
 def test_another_plan_runs_anew(

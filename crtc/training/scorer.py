@@ -224,7 +224,11 @@ class ScorerTraining(lightning.LightningModule):
         return replace(self.scorer.importance(pupil.asked, neighbors), groups=groups)
 
     def training_step(self, batch: list[Picture], batch_idx: int) -> Tensor:
-        """One batch at one count, with or without the question."""
+        """One batch at one count, with or without the question.
+
+        Raises:
+            ValueError: if the loss is not finite.
+        """
         counts = self.hparams["counts"]
         random = np.random.default_rng([self.hparams["seed"], self.done, 1])
         likely = np.arange(1, len(counts) + 1, dtype=float)

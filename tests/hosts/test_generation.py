@@ -388,6 +388,21 @@ def test_lengths_of_a_generation_config_count_the_full_prompt():
     assert config.max_length == length + 3
 
 
+def test_the_decoder_is_given_what_it_is_given_without_compression():
+    host = build("llava")
+    given: list[set[str]] = []
+    hook = host.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(set(kwargs)), with_kwargs=True
+    )
+    host.model.generate(**host.inputs(), **GREEDY)
+    stock = given[0]
+    given.clear()
+    with compressed(host.model, Third(), keep=1 / 3, mass=False):
+        host.model.generate(**host.inputs(), **GREEDY)
+    hook.remove()
+    assert given and given[0] == stock
+
+
 @pytest.mark.parametrize("config", [None, GenerationConfig(do_sample=False)])
 def test_lengths_of_the_model_count_the_full_prompt(config):
     host = build("llava")

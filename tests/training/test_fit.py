@@ -82,8 +82,15 @@ def test_what_would_change_who_sees_which_batch_is_refused(
         trainer_for(tmp_path, monitor=None, every=1, track=False, **settings)
 
 
-def test_one_device_is_taken(tmp_path: Path) -> None:
-    assert trainer_for(tmp_path, monitor=None, every=1, track=False).num_devices == 1
+@pytest.mark.parametrize(("given", "taken"), [({}, 1), ({"devices": [2]}, [2])])
+def test_one_device_is_taken(
+    given: dict[str, Any], taken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the arguments, since a machine without several devices never takes more than one."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("lightning.Trainer", lambda **settings: asked.update(settings))
+    trainer_for(tmp_path, monitor=None, every=1, track=False, **given)
+    assert asked["devices"] == taken
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(
