@@ -15,7 +15,7 @@ import yaml
 from crtc import __version__, tracking
 from crtc.evaluation import Evaluation, weights_digest
 from crtc.hosts.embedded import load_host
-from crtc.methods.reinforced import Design, Reinforced
+from crtc.methods.reinforced import WEIGHED, Design, Reinforced
 from crtc.retention import Interval
 from crtc.showing import record
 from crtc.tasks.picture import Glyphs
@@ -42,7 +42,7 @@ def read(path: Path | str) -> dict[str, Any]:
     design = {field.name for field in fields(Design)} - {"width"}
     _check_keys(model, set(inspect.signature(ScorerTraining).parameters) - {"host", "seed", "scorer"}, f"{path}: model")
     _check_keys(model.get("design", {}), design, f"{path}: design")
-    _check_keys(content.get("use", {}), design, f"{path}: use")
+    _check_keys(content.get("use", {}), design - WEIGHED, f"{path}: use")
     asked = content.get("evaluate", {})
     _check_keys(asked, {"pictures", "questions", "counts"}, f"{path}: evaluate")
     for name, value in {"seeds": content.get("seeds", 1), "every": content.get("every", 1), **asked}.items():

@@ -162,6 +162,8 @@ def agglomerate(
 ) -> Int[Tensor, "G M"]:
     """Cluster of every token, named by its first member: of scipy on a CPU, of `merge_step_by_step` on a GPU.
 
+    Where distances tie exactly, as among copies of a token, the two may join other pairs.
+
     Args:
         distance: finite between any two tokens.
         linkage: distance of two clusters: "average" over their pairs, "single" for the smallest, "complete" for the

@@ -27,7 +27,6 @@ from crtc.hosts import (
     columns,
     cut_inside,
     decoder_layers,
-    default_positions,
     encode,
     go_on,
     shorten,
@@ -60,13 +59,15 @@ def compress(
     keep: float | None = None,
     count: int | None = None,
     mass: bool = False,
-    positions: Positions | None = None,
+    positions: Positions = "keep",
 ) -> Compressed:
     """Inputs with fewer visual tokens that the stock model takes.
 
-    Without `mass` they suit `model(**x)` and `model.generate(**x)`; generating over them with beams consumes them (the
-    stock model repeats the image rows in place). With `mass` they hold a 4-D attention mask and suit `model(**x)` only:
-    to generate, where the mask must grow with every token, use `compressed`.
+    Without `mass` they suit `model(**x)` and `model.generate(**x)`, but for `use_cache=False` while positions are kept:
+    without a cache stock models read gaps in positions as borders between packed prompts. Generating over them with
+    beams consumes them (the stock model repeats the image rows in place). With `mass` they hold a 4-D attention mask
+    and suit `model(**x)` only, since the mask would have to grow with every token. In all these cases `compressed`
+    generates.
 
     Args:
         model: a stock vision-language model.
@@ -75,15 +76,18 @@ def compress(
         keep: fraction of every image's (or tile's, or clip's) tokens to keep.
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
-        positions: `"repack"` numbers positions anew, `"keep"` keeps those of the full prompt. Without, they are kept
-            where positions are those of time, row and column (M-RoPE), and packed elsewhere.
+        positions: `"keep"` keeps those of the full prompt, as scorers are trained; `"repack"` numbers them anew.
 
     Raises:
         ValueError: if the model is not supported, there are no images, not exactly one of `keep` and `count` is
-            given, or the method needs what this model does not give.
+            given, or the method needs what this model does not give or acts inside the language model.
     """
-    encoded, plan = _plan(model, inputs, _resolve(method), keep, count)
-    positions = positions or default_positions(model)
+    check_model(model)
+    check_positions(positions)
+    chosen = _resolve(method)
+    if chosen.cuts(_depth(model)):
+        raise ValueError(f"{type(chosen).__name__} acts inside the language model, expected it in `compressed`")
+    encoded, plan = _plan(model, inputs, chosen, keep, count)
     short = shorten(encoded, plan, mass=mass, positions=positions)
     return Compressed(short, encoded.tokens, plan, columns(encoded, plan))
 
@@ -118,7 +122,7 @@ def compressed(
     keep: float | None = None,
     count: int | None = None,
     mass: bool = True,
-    positions: Positions | None = None,
+    positions: Positions = "keep",
 ) -> Iterator[Handle]:
     """Within the context `model.generate(**inputs)` and `model(**inputs)` compress their images first.
 
@@ -138,16 +142,13 @@ def compressed(
         keep: fraction of every image's (or tile's, or clip's) tokens to keep.
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
-        positions: `"repack"` numbers positions anew, `"keep"` keeps those of the full prompt. Without, they are kept
-            where positions are those of time, row and column (M-RoPE), and packed elsewhere.
+        positions: `"keep"` keeps those of the full prompt, as scorers are trained; `"repack"` numbers them anew.
 
     Raises:
         ValueError: as `compress`.
     """
     check_model(model)
-    if positions is not None:
-        check_positions(positions)
-    way = positions or default_positions(model)
+    check_positions(positions)
     chosen = _resolve(method)
     inside = bool(chosen.cuts(_depth(model)))
     if inside:
@@ -191,7 +192,7 @@ def compressed(
         handle.turn = None
         if turn is not None and cache is turn.cache and (read := int(cache.get_seq_length())):
             try:
-                output, handle.turn = go_on(turn, inputs, plan, model=model, mass=mass, positions=way)
+                output, handle.turn = go_on(turn, inputs, plan, model=model, mass=mass, positions=positions)
             finally:
                 if int(cache.get_seq_length()) == read:  # else what failed on the way left a cache that nobody knows
                     handle.turn = turn
@@ -209,7 +210,7 @@ def compressed(
             return output
         with torch.no_grad():
             encoded, chosen_plan = plan(inputs)
-        output, handle.turn = answer(encoded, chosen_plan, mass=mass, positions=way, options={})
+        output, handle.turn = answer(encoded, chosen_plan, mass=mass, positions=positions, options={})
         return output
 
     def shorten_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -225,7 +226,7 @@ def compressed(
             cuts = stack.enter_context(inside_of(encoded, chosen, keep=keep, count=count, mass=mass))
             stack.callback(lambda: note(cuts) if cuts.plans else None)
             return (), shorten(encoded, keep_all(encoded.tokens), mass=False, positions="keep")
-        return (), shorten(*plan(inputs), mass=mass, positions=way)
+        return (), shorten(*plan(inputs), mass=mass, positions=positions)
 
     def end_call(module: nn.Module, args: Any, output: Any) -> None:
         if not generating:

@@ -79,12 +79,23 @@ def test_two_ways_agree(make_llava, make_prompts, positions):
     assert short.plan.num_kept.tolist() == [3, 3, 3] and len(short.tokens) == int(inputs["attention_mask"].sum())
     with compressed(model, Random(), count=3, mass=False, positions=positions) as handle:
         inside = model.generate(**inputs, max_new_tokens=4)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, use_cache=False), inside)
         logits = model(**inputs).logits
     assert torch.equal(inside[:, :length], inputs["input_ids"]) and inside.shape[1] == length + 4
     assert torch.equal(model(**short).logits, logits)
     assert torch.equal(handle.plan.kept, short.plan.kept) and torch.equal(handle.tokens.x, short.tokens.x)
     outside = model.generate(**short, max_new_tokens=4)
     assert torch.equal(outside[:, short.order.shape[1] :], inside[:, length:])
+
+
+def test_positions_stay_unless_asked_otherwise(make_llava, make_prompts):
+    model, inputs = make_llava(), make_prompts()
+    kept, packed = (compress(model, inputs, Random(), count=3, positions=positions) for positions in ("keep", "repack"))
+    expected, other = (model(**short).logits for short in (kept, packed))
+    with compressed(model, Random(), count=3, mass=False):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert torch.equal(model(**compress(model, inputs, Random(), count=3)).logits, expected)
+    assert not torch.allclose(expected, other)
 
 
 def test_mass_takes_a_mask_for_plain_calls(make_llava, make_prompts):
@@ -175,7 +186,7 @@ def test_inputs_are_not_changed(make_llava, make_prompts):
 def test_plan_can_be_applied_again(make_llava, make_prompts):
     model, inputs = make_llava(), make_prompts()
     short = compress(model, inputs, Random(), count=4)
-    again = shorten(encode(model, inputs), short.plan, mass=False, positions="repack")
+    again = shorten(encode(model, inputs), short.plan, mass=False, positions="keep")
     rows = torch.cat(again["mm_encoder_outputs"]["image"].pooler_output)
     assert torch.equal(rows, apply(short.plan, short.tokens.x))
 
@@ -216,6 +227,8 @@ def test_wrong_settings_fail_on_entry(make_llava):
     model = make_llava()
     with pytest.raises(ValueError, match="positions is 'kep'"), compressed(model, Random(), keep=0.5, positions="kep"):
         pytest.fail("entered")
+    with pytest.raises(ValueError, match="positions is 'kep'"):
+        compress(model, {}, Random(), keep=0.5, positions="kep")
     model.get_decoder().config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="mass=False"), compressed(model, Random(), keep=0.5):
         pytest.fail("entered")

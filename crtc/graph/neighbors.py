@@ -23,12 +23,14 @@ class Neighbors:
         likeness: cosine of the two tokens, 1 for edges that are not made by likeness, 0 where masked.
         valid: which entries are edges.
         relation: what kind of edge it is, a number that the learned edge weights may use (such as a direction).
+        relations: how many kinds there are, whether or not any edge is of them.
     """
 
     index: Int[Tensor, "N K"]
     likeness: Float[Tensor, "N K"]
     valid: Bool[Tensor, "N K"]
     relation: Int[Tensor, "N K"]
+    relations: int
 
     @property
     def degree(self) -> int:
@@ -50,12 +52,13 @@ def join(*parts: Neighbors) -> Neighbors:
     shifted, offset = [], 0
     for part in parts:
         shifted.append(part.relation + offset)
-        offset += int(part.relation.max()) + 1 if part.relation.numel() else 0
+        offset += part.relations
     return Neighbors(
         torch.cat([part.index for part in parts], 1),
         torch.cat([part.likeness for part in parts], 1),
         torch.cat([part.valid for part in parts], 1),
         torch.cat(shifted, 1),
+        offset,
     )
 
 
@@ -96,7 +99,7 @@ def feature_neighbors(
             index[nodes[inside], :width] = torch.where(real, found, nodes[..., None])[inside]
             likeness[nodes[inside], :width] = best.masked_fill(~real, 0)[inside]
             valid[nodes[inside], :width] = real[inside]
-    return Neighbors(index, likeness, valid, torch.zeros_like(index))
+    return Neighbors(index, likeness, valid, torch.zeros_like(index), 1)
 
 
 def _groups(owner: Int[Tensor, " N"]) -> Groups:
@@ -132,6 +135,7 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
     if any(reach < 1 for reach in reaches):
         raise ValueError(f"reaches is {reaches}, expected distances of at least 1 patch")
     offsets = [(-1, 0, 0), (1, 0, 0), *((0, r * reach, c * reach) for reach in reaches for r, c in RING)]
+    relations = len(offsets)
     first = 0 if len(tokens) and int(tokens.grid[:, 0].max()) > 0 else 2
     directions = torch.arange(first, len(offsets), device=tokens.x.device)
     offsets = offsets[first:]
@@ -146,6 +150,7 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
             torch.zeros(index.shape, device=device),
             torch.zeros_like(index, dtype=torch.bool),
             relation,
+            relations,
         )
     margin = max((*reaches, 1))
     extent = tokens.grid[placed].amax(0) + 1 + 2 * margin
@@ -160,7 +165,7 @@ def grid_neighbors(tokens: Tokens, *, reaches: tuple[int, ...] = (1,)) -> Neighb
     valid = torch.zeros_like(index, dtype=torch.bool)
     valid[placed] = found >= 0
     index[placed] = torch.where(found >= 0, found, itself[placed][:, None])
-    return Neighbors(index, valid.float(), valid, relation)
+    return Neighbors(index, valid.float(), valid, relation, relations)
 
 
 def text_order(tokens: Tokens, *, reach: int = 2) -> Neighbors:
@@ -185,7 +190,8 @@ def text_order(tokens: Tokens, *, reach: int = 2) -> Neighbors:
     inside = inside & (tokens.sequence[other] == tokens.sequence[text][:, None]) if len(text) else inside
     valid[text] = inside
     index[text] = torch.where(inside, other, text[:, None])
-    return Neighbors(index, valid.float(), valid, torch.arange(len(offsets), device=device).expand_as(index))
+    relation = torch.arange(len(offsets), device=device).expand_as(index)
+    return Neighbors(index, valid.float(), valid, relation, len(offsets))
 
 
 def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> Neighbors:
@@ -204,7 +210,7 @@ def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> N
     text = _groups(torch.where(tokens.candidates, -1, tokens.sequence))
     image = _groups(torch.where(tokens.candidates, tokens.sequence, -1))
     if not (text.valid.numel() and image.valid.numel()):
-        return Neighbors(index, likeness, valid, relation)
+        return Neighbors(index, likeness, valid, relation, 2)
     both = min(len(text.valid), len(image.valid))
     text, image = (Groups(part.index[:both], part.valid[:both]) for part in (text, image))
     unit = F.normalize(tokens.x.float(), dim=-1)
@@ -221,4 +227,4 @@ def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> N
         index[nodes, :columns] = torch.where(real, found, target.index[..., None])[inside]
         likeness[nodes, :columns] = best.masked_fill(~real, 0)[inside]
         valid[nodes, :columns] = real[inside]
-    return Neighbors(index, likeness, valid, relation)
+    return Neighbors(index, likeness, valid, relation, 2)

@@ -14,7 +14,6 @@ from crtc.hosts.layers import decoder_layers as decoder_layers
 from crtc.hosts.mass import check_attention as check_attention
 from crtc.hosts.positions import Positions as Positions
 from crtc.hosts.positions import check_positions as check_positions
-from crtc.hosts.positions import default_positions as default_positions
 from crtc.hosts.prompt import columns as columns
 from crtc.hosts.prompt import encoder_outputs as encoder_outputs
 from crtc.hosts.prompt import shorten as shorten

@@ -1,12 +1,10 @@
 """Position ids of shortened prompts: those of the full prompt, or numbered anew; the same for M-RoPE."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-
-from crtc.hosts.family import turns_in_space
 
 Positions = Literal["repack", "keep"]
 """Position ids of a shortened prompt: numbered anew without gaps, or those of the full prompt."""
@@ -16,11 +14,6 @@ def check_positions(positions: str) -> None:
     """Raise `ValueError` unless `positions` is one of the two words."""
     if positions not in get_args(Positions):
         raise ValueError(f"positions is {positions!r}, expected one of {get_args(Positions)}")
-
-
-def default_positions(model: Any) -> Positions:
-    """What a family's published compressors do: M-RoPE keeps time, row and column, one dimension is packed."""
-    return "keep" if turns_in_space(model) else "repack"
 
 
 def rearranged(full: Int[Tensor, "*rest B L"], order: Int[Tensor, "B S"], fill: int) -> Int[Tensor, "*rest B S"]:

@@ -1,5 +1,6 @@
 """Reinforced importance, learned: seed, propagate, inhibit, then cluster by it in a learned metric."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
@@ -70,6 +71,10 @@ class Design:
             raise ValueError(f"steps is {self.steps}, expected at least 0")
         if self.selector not in get_args(Selector):
             raise ValueError(f"selector is {self.selector!r}, expected one of {', '.join(get_args(Selector))}")
+
+
+WEIGHED = {"width", "hidden", "channels", "metric", "reaches", "graph", "inhibition"}
+"""Fields of a design on which it depends what weights there are."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +304,7 @@ class Reinforced(Learned):
         value = value.index_put((inside,), seed[groups.valid])
         salience = torch.zeros_like(value).index_put((inside,), self.salience(evidence)[groups.valid])
         bias = self.relation + self.asked_relation(question).view(len(question), -1, d.channels)
-        rows = Neighbors(edges.index[inside], edges.likeness[inside], edges.valid[inside], edges.relation[inside])
+        rows = _each(edges, lambda part: part[inside])
         logit = (
             self.likeness_gain * rows.likeness[..., None]
             + bias[tokens.group[inside][:, None], rows.relation]
@@ -322,18 +327,20 @@ class Reinforced(Learned):
         ]
         flat = words.index.flatten()
         valid = found.valid[flat] & words.valid.flatten()[:, None]
-        return Neighbors(number[found.index[flat]], found.likeness[flat], valid, found.relation[flat])
+        return Neighbors(number[found.index[flat]], found.likeness[flat], valid, found.relation[flat], found.relations)
 
     def made_of(self) -> dict[str, Any]:
         """The design."""
         return dict(vars(self.design))
 
     def with_design(self, **changes: Any) -> Self:
-        """The same weights under another design, where only the choice and the merging differ.
+        """The same weights under another design, such as without propagation or merging.
 
         Raises:
-            ValueError: if a field of the design is unknown or out of range.
+            ValueError: if a field is unknown, out of range, or one of `WEIGHED`.
         """
+        if fixed := sorted(changes.keys() & WEIGHED):
+            raise ValueError(f"{', '.join(fixed)} cannot change, expected fields that leave the weights as they are")
         other = type(self)(question=self.question_aware, **{**vars(self.design), **changes})
         other.load_state_dict(self.state_dict())
         other.origin = self.origin
@@ -341,9 +348,13 @@ class Reinforced(Learned):
 
 
 def _columns(neighbors: Neighbors, count: int) -> Neighbors:
-    return Neighbors(
-        *(part[:, :count] for part in (neighbors.index, neighbors.likeness, neighbors.valid, neighbors.relation))
-    )
+    return _each(neighbors, lambda part: part[:, :count])
+
+
+def _each(neighbors: Neighbors, change: Callable[[Tensor], Tensor]) -> Neighbors:
+    parts = ("index", "likeness", "valid", "relation")
+    changed: dict[str, Any] = {name: change(getattr(neighbors, name)) for name in parts}
+    return replace(neighbors, **changed)
 
 
 def _rewired(neighbors: Neighbors, tokens: Tokens) -> Neighbors:

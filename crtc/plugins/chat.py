@@ -96,7 +96,7 @@ def chat_of(
     keep: float | None = None,
     count: int | None = None,
     mass: bool = True,
-    positions: Positions | None = None,
+    positions: Positions = "keep",
     dtype: str = "bfloat16",
     device: str | None = None,
     attention: str = "sdpa",
@@ -111,7 +111,7 @@ def chat_of(
         keep: fraction of every image's tokens to keep; 1 is the model as it is.
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
-        positions: `"repack"` or `"keep"`; what the model's family does without.
+        positions: `"keep"` or `"repack"`, as for `compressed`.
         dtype: of the model.
         device: of the model; a GPU if there is one, without.
         attention: implementation of attention.

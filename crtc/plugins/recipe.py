@@ -21,7 +21,7 @@ class Recipe:
         keep: fraction of every image's tokens to keep.
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
-        positions: `"repack"` or `"keep"`; what the model's family does without.
+        positions: `"keep"` or `"repack"`, as for `compressed`.
 
     Raises:
         ValueError: if not exactly one of `keep` and `count` is given, or one of the values is none that it can be.
@@ -31,7 +31,7 @@ class Recipe:
     keep: float | None = None
     count: int | None = None
     mass: bool = True
-    positions: Positions | None = None
+    positions: Positions = "keep"
 
     def __post_init__(self) -> None:
         for name, amount in (("keep", self.keep), ("count", self.count)):
@@ -40,8 +40,7 @@ class Recipe:
         counts.resolve(torch.empty(0, dtype=torch.long), keep=self.keep, count=self.count)
         if not isinstance(self.mass, bool):
             raise ValueError(f"mass is {self.mass!r}, expected True or False")
-        if self.positions is not None:
-            check_positions(self.positions)
+        check_positions(self.positions)
 
     def on(self, model: Any) -> AbstractContextManager[Handle]:
         """`compressed` of this recipe."""

@@ -2,7 +2,8 @@
 
 vLLM counts the placeholders of a prompt before it encodes the image, and keeps encoded images for later prompts. So how
 many tokens stay is known from the image's size alone, and a method cannot look at the question. Its attention takes no
-mass: what is served is what the model says in `crtc.compressed(..., mass=False)`.
+mass, and positions are numbered anew: what is served is what the model says in
+`crtc.compressed(..., mass=False, positions="repack")`.
 
     vllm serve llava-hf/llava-1.5-7b-hf --hf-overrides
         '{"architectures": ["CrtcLlavaForConditionalGeneration"], "crtc": {"method": "kmeans", "count": 64}}'

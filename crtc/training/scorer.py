@@ -390,4 +390,6 @@ def _spread(neighbors: Neighbors, looks: Groups, groups: Groups, pupil: Pupil) -
         full[inside] = part[looks.index][pupil.image_of][groups.valid]
         return full
 
-    return Neighbors(index, rows(neighbors.likeness), rows(neighbors.valid), rows(neighbors.relation))
+    return Neighbors(
+        index, rows(neighbors.likeness), rows(neighbors.valid), rows(neighbors.relation), neighbors.relations
+    )

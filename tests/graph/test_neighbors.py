@@ -123,6 +123,10 @@ def test_relations_mean_the_same_with_and_without_frames():
         word = len(tokens) - 1
         into_image = {relation for source, _, relation in edges(token_graph(tokens, degree=1)) if source == word}
         assert into_image == {text_to_image}
+        without = {
+            relation for source, _, relation in edges(token_graph(tokens, degree=1, reaches=())) if source == word
+        }
+        assert without == {1 + 2}  # the frames before and after have numbers, be there any or not
 
 
 def test_relations_of_text_alone():
@@ -171,10 +175,10 @@ def test_text_image_where_one_is_missing():
 
 
 def test_join_shifts_relations():
-    first = Neighbors(torch.zeros(1, 2).long(), torch.ones(1, 2), torch.ones(1, 2).bool(), torch.tensor([[0, 2]]))
-    second = Neighbors(torch.zeros(1, 1).long(), torch.zeros(1, 1), torch.zeros(1, 1).bool(), torch.tensor([[1]]))
+    first = Neighbors(torch.zeros(1, 2).long(), torch.ones(1, 2), torch.ones(1, 2).bool(), torch.tensor([[0, 2]]), 3)
+    second = Neighbors(torch.zeros(1, 1).long(), torch.zeros(1, 1), torch.zeros(1, 1).bool(), torch.tensor([[1]]), 4)
     joined = join(first, second, first)
-    assert joined.relation.tolist() == [[0, 2, 4, 5, 7]]
+    assert joined.relation.tolist() == [[0, 2, 4, 7, 9]] and joined.relations == 10
     assert joined.valid.tolist() == [[True, True, False, True, True]] and joined.degree == 5
 
 
@@ -184,6 +188,7 @@ def test_to_edges_leaves_out_what_is_masked():
         torch.tensor([[0.5, 0.0], [0.5, 0.0]]),
         torch.tensor([[True, False], [True, False]]),
         torch.tensor([[3, 9], [4, 9]]),
+        10,
     )
     index, likeness, relation = neighbors.to_edges()
     assert index.tolist() == [[1, 0], [0, 1]] and likeness.tolist() == [0.5, 0.5] and relation.tolist() == [3, 4]

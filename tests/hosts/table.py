@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from crtc import compressed
-from crtc.hosts import default_positions, encode, generate
+from crtc.hosts import encode, generate
 from crtc.hosts.mass import check_attention
 from crtc.readme import ROOT
 from crtc.tokens import TOWER_SIGNALS
@@ -28,16 +28,15 @@ supported if its visual features take the place of placeholders; cross-attention
 running a tiny random model of the family on a CPU (`python -m tests.hosts.table`), no real checkpoint: with all
 tokens it says what the stock model says, a batch what its prompts say alone, and where `yes` stands, beams, a static
 cache and a prompt read in chunks agree with plain decoding, and the next turn on the same cache reads only what is
-new. Positions are the default: `keep` keeps time, row and column, `repack` numbers anew. Signals and places (row and
-column) are what methods may need.
+new. Positions stay those of the full prompt. Signals and places (row and column) are what methods may need.
 
 That is so from transformers 5.23 on. Before, stock models lose images when they read a prompt in chunks (refused here),
 Gemma 3 and Ernie 4.5 VL mistake the columns of images that come with a later turn on the same cache, and Gemma 4 says
 something else with a static one; before 5.20, Llama 4 has no static cache. The least is 5.19: before, beams get the
 images of a prompt in the wrong order. The stock Llama 4 of 5.24.0 fails on every prompt.
 
-| family | shown | positions | mass | beams | static cache | chunks | next turn | signals | places |
-|---|---|---|---|---|---|---|---|---|---|
+| family | shown | mass | beams | static cache | chunks | next turn | signals | places |
+|---|---|---|---|---|---|---|---|---|
 """
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
@@ -68,7 +67,7 @@ def row(host: Host) -> list[str]:
         check_attention(model)
     except ValueError:
         mass = f"no: {', '.join(sorted(set(model.config.text_config.layer_types) - {'full_attention'}))} layers"
-    settings: dict[str, Any] = {"mass": mass == "yes", "positions": default_positions(model)}
+    settings: dict[str, Any] = {"mass": mass == "yes", "positions": "keep"}
 
     def say(which: Any = encoded, what: Any = plan, **options: Any) -> torch.Tensor:
         answer: torch.Tensor = generate(which, what, **settings, **GREEDY, **options)
@@ -108,7 +107,6 @@ def row(host: Host) -> list[str]:
     signals = [word for name, word in WORDS.items() if name in tokens.signals.present]
     return [
         ", ".join(sorted(shown)),
-        settings["positions"],
         mass,
         tried(beams),
         tried(lambda: agrees(cache_implementation="static", disable_compile=True)),

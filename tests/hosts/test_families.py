@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from crtc import compressed
-from crtc.hosts import columns, default_positions, encode, shorten
-from crtc.hosts.family import own_positions
+from crtc.hosts import columns, encode, shorten
+from crtc.hosts.family import own_positions, turns_in_space
 from crtc.hosts.visual import PIXELS
 from crtc.methods import Random
 from crtc.methods.method import keep_all
@@ -67,7 +67,7 @@ def test_pruning_is_masking(name, side, attention, dtype, tolerance):
     row, short = (order >= 0).nonzero(as_tuple=True)
     stays = torch.zeros_like(inputs["attention_mask"])
     stays[row, order[row, short]] = 1
-    if default_positions(host.model) == "keep":
+    if turns_in_space(host.model):
         position = own_positions(host.model, inputs, inputs["attention_mask"])
     else:
         position = torch.arange(stays.shape[1]).expand_as(stays)
@@ -89,7 +89,7 @@ def test_merging_equals_embeddings_built_by_hand(name, positions):
     plan, mask = third(encoded.tokens), inputs["attention_mask"]
     order = columns(encoded, plan)
     got = host.model(**shorten(encoded, plan, mass=False, positions=positions)).logits
-    if default_positions(host.model) == "keep":
+    if turns_in_space(host.model):
         full = own_positions(host.model, inputs, mask)[-3:]
     else:
         full = torch.arange(mask.shape[1]).expand_as(mask)[None] + (name == "paligemma")

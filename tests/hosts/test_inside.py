@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from crtc import compressed
+from crtc import compress, compressed
 from crtc.compression import inside_of
 from crtc.hosts import encode, shorten
 from crtc.hosts.inside import cut_inside
@@ -214,6 +214,8 @@ def test_what_cannot_be_done_is_said():
         compressed(host.model, "fastv", count=20, positions="repack"),
     ):
         pass
+    with pytest.raises(ValueError, match="FastV acts inside the language model, expected it in `compressed`"):
+        compress(host.model, inputs, "fastv", count=20)
     deep = host_of("qwen3_vl", dtype=torch.float32)
     with compressed(deep.model, FastV(layers=[1], matched=False), keep=0.5), pytest.raises(ValueError, match="layer 1"):
         deep.model(**deep.inputs())

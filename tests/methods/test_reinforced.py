@@ -1,6 +1,7 @@
 """The learned scorer: files, what it looks at, its designs, and what learns."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crtc.methods import get_method
-from crtc.methods.reinforced import Design, Reinforced
+from crtc.methods.reinforced import WEIGHED, Design, Reinforced
 from crtc.tokens import Plan, Tokens, apply
 from tests.making import make_tokens
 
@@ -24,6 +25,15 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "no merging": {"merge": False},
     "top k": {"selector": "top_k"},
     "no text edges": {"text_edges": False},
+}
+DESIGNS_OF_OTHER_WEIGHTS = {
+    "width": 16,
+    "hidden": 32,
+    "channels": 4,
+    "metric": 16,
+    "reaches": (1,),
+    "graph": False,
+    "inhibition": False,
 }
 every_design = pytest.mark.parametrize("design", [pytest.param(design, id=name) for name, design in DESIGNS.items()])
 
@@ -269,5 +279,17 @@ def test_design_is_a_value() -> None:
     assert scorer.design.selector == "ward"
     shipped = get_method("reinforced")
     assert shipped.with_design(merge=False).origin == shipped.origin is not None
+    assert DESIGNS_OF_OTHER_WEIGHTS.keys() == WEIGHED
+    for name, value in DESIGNS_OF_OTHER_WEIGHTS.items():
+        with pytest.raises(ValueError, match=f"^{name} cannot change"):
+            scorer.with_design(**{name: value})
     with pytest.raises(ValueError, match=r"\['depth'\] are no fields of a design"):
         scorer.with_design(depth=3)
+
+
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(Design)} - WEIGHED))
+def test_weights_fit_every_design_that_they_may_have(name: str) -> None:
+    other = {"selector": "farthest", "steps": 0, "degree": 3}.get(name, not getattr(Design(WIDTH), name))
+    changed = make().with_design(**{name: other})
+    assert getattr(changed.design, name) == other
+    assert all(torch.equal(*pair) for pair in zip(changed.parameters(), make().parameters(), strict=True))

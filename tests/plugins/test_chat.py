@@ -19,7 +19,7 @@ OPTIONS = {"max_new_tokens": 24, "temperature": 0, "do_sample": False}
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
-    return Chat("embedded", Recipe(KMeans(), count=COUNT, positions="keep"), dtype="float32", device="cpu")
+    return Chat("embedded", Recipe(KMeans(), count=COUNT), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")

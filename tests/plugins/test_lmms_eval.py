@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_accuracy_is_that_of_our_evaluation(
     folder: Path, tmp_path: Path, name: str, settings: dict[str, bool], count: int, mass: bool
 ) -> None:
-    given = {"pretrained": "embedded", "dtype": "float32", "positions": "keep", "method": name, "count": count}
+    given = {"pretrained": "embedded", "dtype": "float32", "method": name, "count": count}
     model_args = ",".join(f"{key}={value}" for key, value in {**given, "mass": mass, **settings}.items())
     accuracy, each = lmms_eval(folder, model_args, tmp_path)
     ours = Evaluation(

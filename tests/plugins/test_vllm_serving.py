@@ -71,7 +71,8 @@ def test_greedy_tokens_are_those_of_transformers(host: tuple[Any, Any], served: 
     for text, images in prompts:
         inputs = processor(images=images, text=text, return_tensors="pt")
         length = inputs["input_ids"].shape[1]
-        with compressed(model, serving.method, keep=serving.keep, count=serving.count, mass=False):
+        amount = {"keep": serving.keep, "count": serving.count}
+        with compressed(model, serving.method, **amount, mass=False, positions="repack"):
             output = model.generate(**inputs, max_new_tokens=WORDS, do_sample=False)
         short = length - len(images) * (576 - serving.num_kept(576))
         expected.append((short, output[0, length:].tolist()))

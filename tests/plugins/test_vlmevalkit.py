@@ -26,7 +26,7 @@ def path(picture: Picture, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_answers_are_those_of_the_package(picture: Picture, path: Path, host: Any) -> None:
     """Made as an entry of `supported_VLM` is, and called as the kit calls it."""
-    make = partial(Crtc, pretrained="embedded", method="kmeans", count=16, positions="keep", dtype="float32")
+    make = partial(Crtc, pretrained="embedded", method="kmeans", count=16, dtype="float32")
     model = make(device="cpu")
     for question in picture.questions:
         message = [{"type": "image", "value": str(path)}, {"type": "text", "value": question.text}]

@@ -28,6 +28,7 @@ def test_one_step_by_hand():
         torch.ones(3, 2),
         torch.tensor([[True, True], [True, False], [False, False]]),
         torch.zeros(3, 2).long(),
+        1,
     )
     weight = torch.tensor([[0.5, 0.25], [1.0, 0.0], [0.0, 0.0]])[..., None]
     seed = torch.tensor([[1.0], [2.0], [4.0]])
