@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crtc.cli import main
-from crtc.readme import ROOT, filled
+from crtc.readme import ROOT, blocks, filled
 
 README = ROOT / "README.md"
 SMALL = {
@@ -65,7 +65,9 @@ def test_hub_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("document", [README, ROOT / "crtc/hosts/glyphs_llava/README.md"], ids=["README", "model card"])
 def test_figures_are_generated(document: Path) -> None:
-    assert filled(document.read_text()) == document.read_text(), "run `python -m crtc.readme`"
+    text = document.read_text()
+    assert set(re.findall(r"<!-- (\w+) -->", text)) <= blocks().keys(), "a block has lost its results"
+    assert filled(text) == text, "run `python -m crtc.readme`"
 
 
 def test_python_block_compiles() -> None:

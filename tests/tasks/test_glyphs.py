@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from crtc.tasks.glyphs.photographs import PHOTOGRAPHS, SPLITS, digit_numbers, digits, photographs
-from crtc.tasks.glyphs.questions import FAMILIES, ask
+from crtc.tasks.glyphs.questions import FAMILIES, ROUND, ask
 from crtc.tasks.glyphs.scene import BYSTANDERS, COLORS, NUMBER, SHAPES, make_scene, plural, shape_mask
 from crtc.tasks.glyphs.tokenizer import PROMPT, make_tokenizer
 from crtc.tasks.picture import Glyphs
@@ -95,6 +95,15 @@ def test_bystanders_stand_in_free_cells_and_nobody_asks_about_them():
     assert (full.labels.shade[full.labels.kind != 0] == -100).all() and full.labels.shade.max() < 8
 
 
+@pytest.mark.parametrize(("crowds", "each"), [((1.0, 0.0, 0.0), 1), ((0.0, 1.0, 0.0), 2), ((0.0, 0.0, 1.0), 4)])
+def test_a_free_cell_holds_as_many_bystanders_as_asked(crowds, each):
+    scene = make_scene("test", 0, 3, bystanders=(1.0, 1.0), crowds=crowds)
+    free = np.ones((6, 6), dtype=bool)
+    for first_row, first_column, last_row, last_column in (thing.cells for thing in scene.things):
+        free[first_row : last_row + 1, first_column : last_column + 1] = False
+    assert free.any() and set(scene.labels.middle.reshape(6, 4, 6, 4).sum(axis=(1, 3))[free]) == {each}
+
+
 def things_of(scene, words):
     """Things called by `[colour] kind`."""
     return [t for t in scene.things if all(word in (t.color, t.kind, "the") for word in words.split())]
@@ -179,9 +188,11 @@ def test_questions_are_not_asked_twice(asked):
 
 
 def test_families_take_turns():
-    families = [q.family for index in range(10) for q in Glyphs(pictures=10)[index].questions]
-    counts = Counter(families)
-    assert set(counts) == set(FAMILIES) and max(counts.values()) <= 4 * min(counts.values())
+    counts = Counter(q.family for index in range(10) for q in Glyphs(pictures=10)[index].questions)
+    assert set(counts) == set(FAMILIES) and max(counts.values()) <= 6 * min(counts.values())
+    glances, searches = ("color", "shape", "exist", "relation", "compare"), ("count", "twohop", "caption")
+    assert max(counts[family] for family in glances) < min(counts[family] for family in searches)
+    assert {family for family, turns in Counter(ROUND).items() if turns == 2} == {*searches, "digit", "number"}
 
 
 def test_the_task_hands_out_pictures():

@@ -15,7 +15,7 @@ from crtc.tasks.glyphs.scene import CELL, PATCH, Scene, make_scene, size_class
 from crtc.tasks.glyphs.tokenizer import make_tokenizer
 from crtc.tokens import Plan
 from crtc.training.fit import trainer_for
-from crtc.training.host import HostTraining, make_host
+from crtc.training.host import STAGES, HostTraining, make_host
 from crtc.training.packing import GRID, POINTED, PackedScenes, pack
 
 IGNORE = -100
@@ -205,6 +205,12 @@ def test_the_same_number_gives_the_same_batch() -> None:
     assert len(whole) == 3 and len(rest) == 1
     assert torch.equal(whole[2].pixels, rest[0].pixels) and torch.equal(whole[2].ids, rest[0].ids)
     assert not torch.equal(whole[1].pixels, rest[0].pixels)
+
+
+def test_no_crowds_in_training() -> None:
+    """The card of the host says so, and its scores on crowds are those of a host that never saw any."""
+    for stage in STAGES:
+        assert HostTraining(stage=stage, steps=1)._shape()["crowds"][2] == 0
 
 
 def test_unknown_stage() -> None:

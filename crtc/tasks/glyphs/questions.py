@@ -169,9 +169,14 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "caption": _caption,
 }
 
+ROUND = (*FAMILIES, "digit", "number", "count", "twohop", "caption")
+"""Families in the order they are asked: once what is seen at a glance, twice what must be read, counted, listed or
+reached through something else. The former survives any covering of the image, the latter is what tokens are for. Where
+all numbers of a scene have been asked about, their second turns pass."""
+
 
 def ask(
-    scene: Scene, random: np.random.Generator, count: int, *, start: int = 0, families: Sequence[str] = tuple(FAMILIES)
+    scene: Scene, random: np.random.Generator, count: int, *, start: int = 0, families: Sequence[str] = ROUND
 ) -> list[Question]:
     """`count` questions about a scene, no text twice unless it must be.
 

@@ -2,8 +2,8 @@
 
 A scene is laid out on cells of 32 x 32 pixels. Objects are shapes of 8 kinds (11 to 52 pixels) or numbers of one to
 three handwritten digits, in 8 colours. Between them lie things that no question asks for: strokes, grey polygons,
-patches of other photographs, and bystanders, small shapes of other kinds in other colours, as plain to see as what is
-asked about. Without bystanders nearly all that stands out is asked about, and any covering of the tokens keeps it.
+patches of other photographs, and crowds of bystanders, small shapes of other kinds in other colours, as plain to see as
+what is asked about. Without them nearly all that stands out is asked about, and any covering of the tokens keeps it.
 Everything follows from `(split, seed, index)`.
 """
 
@@ -98,6 +98,7 @@ def make_scene(
     numbers: float = 0.4,
     lengths: tuple[float, float, float] = (0.3, 0.35, 0.35),
     bystanders: tuple[float, float] = (0.6, 1.0),
+    crowds: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Scene:
     """Draw scene `index` of a split.
 
@@ -109,7 +110,8 @@ def make_scene(
         things: least and largest number of objects, as long as there is room.
         numbers: share of the objects that are numbers.
         lengths: shares of the numbers of one, two and three digits.
-        bystanders: least and largest share of the free cells that hold one or two bystanders.
+        bystanders: least and largest share of the free cells that hold bystanders.
+        crowds: shares of those cells with one, two and four bystanders; one alone may be larger.
     """
     random = np.random.default_rng([SPLITS.index(split), seed, index, cells])
     canvas = _background(random, split, cells * CELL)
@@ -123,7 +125,7 @@ def make_scene(
         thing = _place(random, canvas, free, split, labels, best, numbers=numbers, lengths=lengths)
         if thing is not None:
             placed.append(thing)
-    _stand_by(random, canvas, free, labels, best, share=random.uniform(*bystanders))
+    _stand_by(random, canvas, free, labels, best, share=random.uniform(*bystanders), crowds=crowds)
     canvas += random.normal(0, 0.02, canvas.shape).astype(np.float32)
     _leave_draws_open(labels, best)
     image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
@@ -199,7 +201,7 @@ def _place(
         chosen = random.integers(len(ink), size=int(random.choice([1, 2, 3], p=lengths)))
         if len(chosen) > 1 and values[chosen[0]] == 0:
             chosen = chosen[1:] if len(chosen) == 2 else chosen[:1]
-        size = int(random.integers(14, 25)) if len(chosen) == 1 else int(random.integers(14, 21))
+        size = int(random.integers(14, 25)) if len(chosen) == 1 else int(random.integers(15, 21))
         slants = [_slant(random) if split == "train" else np.eye(2) for _ in chosen]
         parts = [(_scaled(ink[i], size, slant), 9 + int(values[i])) for i, slant in zip(chosen, slants, strict=True)]
         value = "".join(str(values[i]) for i in chosen)
@@ -246,18 +248,21 @@ def _stand_by(
     best: Array,
     *,
     share: float,
+    crowds: tuple[float, float, float],
 ) -> None:
-    """Fill a share of the free cells with one bystander, or with two small ones in opposite corners."""
+    """Fill a share of the free cells with one bystander each, or with two or four small ones in their quarters."""
     spots = np.argwhere(free)
     chosen = spots[random.permutation(len(spots))[: round(share * len(spots))]]
     for row, column in chosen * CELL:
-        pair = bool(random.random() < 0.5)
-        for corner in range(1 + pair):
+        quarters = (((0, 0),), ((0, 0), (1, 1)), ((0, 0), (0, 1), (1, 0), (1, 1)))[random.choice(3, p=crowds)]
+        alone = len(quarters) == 1
+        for down, right in quarters:
             kind, color = int(random.integers(len(BYSTANDERS))), int(random.integers(len(BYSTANDER_COLORS)))
-            size = int(random.integers(9, 14) if pair else random.integers(11, 25))
+            size = int(random.integers(11, 25) if alone else random.integers(9, 14))
             mask = shape_mask(BYSTANDERS[kind], size)
-            room = (CELL // 2 if pair else CELL) - size
-            top, left = (int(i) + corner * CELL // 2 + int(random.integers(1, room)) for i in (row, column))
+            room = (CELL if alone else CELL // 2) - size
+            top = int(row) + down * CELL // 2 + int(random.integers(1, room))
+            left = int(column) + right * CELL // 2 + int(random.integers(1, room))
             paint = np.array(list(BYSTANDER_COLORS.values())[color]) + random.normal(0, 0.03, 3)
             region = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
             region += mask[..., None] * (np.clip(paint, 0, 1).astype(np.float32) - region)
