@@ -15,9 +15,10 @@ from crtc.training.scorer import ScorerTraining
 
 SHORT = (
     *("random", "uniform_grid", "pool", "cls_attention", "kmeans", "tome", "vision_zip", "div_prune", "gprune"),
-    "agglomerative",
+    *("agglomerative", "dbdpc", "mmtok"),
 )
-"""Methods of the demo; the whole catalogue takes several times as long."""
+"""Methods of the demo, the strongest rivals with and without the question among them; the catalogue takes several times
+as long."""
 
 
 def demo(folder: Path | str = "runs/demo", *, steps: int = 100, pictures: int = 84, seed: int = 0) -> str:
