@@ -189,7 +189,7 @@ def test_questions_are_not_asked_twice(asked):
 
 def test_families_take_turns():
     counts = Counter(q.family for index in range(10) for q in Glyphs(pictures=10)[index].questions)
-    assert set(counts) == set(FAMILIES) and max(counts.values()) <= 6 * min(counts.values())
+    assert set(counts) == set(FAMILIES) and max(counts.values()) <= 4 * min(counts.values())
     glances, searches = ("color", "shape", "exist", "relation", "compare"), ("count", "twohop", "caption")
     assert max(counts[family] for family in glances) < min(counts[family] for family in searches)
     assert {family for family, turns in Counter(ROUND).items() if turns == 2} == {*searches, "digit", "number"}
