@@ -17,15 +17,17 @@ DROPPED = -1
 
 LayerSignalName = Literal["layer_queries", "layer_keys", "plain_queries", "plain_keys", "normed_states", "embeddings"]
 TowerSignalName = Literal["cls_attention", "received_attention", "shallow_attention", "keys", "features"]
-SignalName = TowerSignalName | LayerSignalName
+LookSignalName = Literal["question_attention"]
+SignalName = TowerSignalName | LayerSignalName | LookSignalName
 LAYER_SIGNALS: tuple[LayerSignalName, ...] = get_args(LayerSignalName)
 TOWER_SIGNALS: tuple[TowerSignalName, ...] = get_args(TowerSignalName)
-SIGNALS: tuple[SignalName, ...] = (*TOWER_SIGNALS, *LAYER_SIGNALS)
+LOOK_SIGNALS: tuple[LookSignalName, ...] = get_args(LookSignalName)
+SIGNALS: tuple[SignalName, ...] = (*TOWER_SIGNALS, *LAYER_SIGNALS, *LOOK_SIGNALS)
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What a host could capture, one row per token; of the vision tower, rows of context tokens are zero.
+    """What a host could capture, one row per token; of tower and look, rows of context tokens are zero.
 
     Args:
         cls_attention: softmax attention of the vision tower's [CLS] query, mean over heads.
@@ -39,6 +41,8 @@ class Signals:
         plain_keys: the keys before rotation.
         normed_states: what the layer in front gives, through the last norm of the language model.
         embeddings: what the first layer of the language model reads.
+        question_attention: squared attention that the words behind the visual tokens pay to each token in a first pass
+            over a coarse plan, summed over layers and heads, a slot's share spread evenly over its members.
     """
 
     cls_attention: Float[Tensor, " N"] | None = None
@@ -52,6 +56,7 @@ class Signals:
     plain_keys: Float[Tensor, "N J d"] | None = None
     normed_states: Float[Tensor, "N D"] | None = None
     embeddings: Float[Tensor, "N D"] | None = None
+    question_attention: Float[Tensor, " N"] | None = None
 
     @property
     def present(self) -> frozenset[SignalName]:

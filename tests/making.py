@@ -60,6 +60,7 @@ def make_tokens(
         plain_keys=rows_of(2, 8),
         normed_states=rows_of(channels),
         embeddings=rows_of(channels),
+        question_attention=rows_of(1)[:, 0].abs() * inside,
     )
     return Tokens(
         features, torch.tensor(kind), torch.tensor(sequence), torch.tensor(group), torch.tensor(grid), signals

@@ -11,6 +11,7 @@ from crtc.hosts.generation import go_on as go_on
 from crtc.hosts.inside import Cuts as Cuts
 from crtc.hosts.inside import cut_inside as cut_inside
 from crtc.hosts.layers import decoder_layers as decoder_layers
+from crtc.hosts.look import question_attention as question_attention
 from crtc.hosts.mass import check_attention as check_attention
 from crtc.hosts.positions import Positions as Positions
 from crtc.hosts.positions import check_positions as check_positions

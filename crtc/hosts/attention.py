@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 QUERIES_AT_ONCE = 256
+OTHERS = ("softcap", "s_aux", "position_bias")
+"""What some attention functions let into the softmax beside logits and mask."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,17 @@ class Attended:
         queries: after rotation.
         keys: after rotation.
         scale: of the logits.
-        visible: which keys a query sees; None where it sees all.
+        visible: which keys a query sees; None where it sees all, or the layer is causal by itself.
+        bias: what the mask adds to the logits, if it is one of logits; hidden keys have the lowest value.
+        others: names of what else enters the softmax, which nobody here knows of.
     """
 
     queries: Float[Tensor, "I H P d"]
     keys: Float[Tensor, "I J P d"]
     scale: float
     visible: Bool[Tensor, "I 1 Q P"] | None
+    bias: Float[Tensor, "I 1 Q P"] | None = None
+    others: tuple[str, ...] = ()
 
     def weights(self, start: int, stop: int) -> Float[Tensor, "I Q P"]:
         """Softmax attention of some queries, mean over heads."""
@@ -46,6 +52,25 @@ class Attended:
             seen = self.visible if self.visible.shape[2] == 1 else self.visible[:, :, start:stop]
             logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
         return logits.softmax(-1).mean(1)
+
+    def paid(self, asking: Int[Tensor, "I A"]) -> Float[Tensor, "I H A P"]:
+        """Softmax attention of some queries of every image by head, with what a mask of logits adds.
+
+        Raises:
+            ValueError: if the mask is no mask of logits, or something else enters the softmax.
+        """
+        if self.bias is None or self.others:
+            found = f"the mask and {', '.join(self.others)}" if self.others else "no mask of logits"
+            raise ValueError(f"attention reads {found}, expected a mask of logits and nothing else")
+        images, heads, num, width = self.queries.shape
+        accurate = torch.promote_types(self.queries.dtype, torch.float32)
+        queries = self.queries.gather(2, asking[:, None, :, None].expand(-1, heads, -1, width)).to(accurate)
+        # heads that share keys stand side by side, so that keys need not be repeated
+        queries = queries.reshape(images, self.keys.shape[1], -1, width)
+        logits = (queries @ self.keys.to(accurate).transpose(-1, -2)).view(images, heads, asking.shape[1], -1)
+        row = torch.arange(images, device=asking.device)[:, None]
+        bias = self.bias.expand(images, -1, num, -1)[row, :, asking].transpose(1, 2)
+        return (logits * self.scale + bias).softmax(-1)
 
     def received(self) -> Float[Tensor, "I P"]:
         """What every token receives, mean over heads and the queries that see it, never the whole matrix at once."""
@@ -133,7 +158,9 @@ def _noting(function: Any) -> Any:
         if kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
             for watcher in [one for one in _watchers if one.module is caller]:
                 scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
-                call = Attended(queries.detach(), keys.detach(), float(scale), _visible(given))
+                others = tuple(other for other in OTHERS if kwargs.get(other) is not None)
+                shown = queries.detach(), keys.detach(), float(scale)
+                call = Attended(*shown, _visible(given), _bias(given), others)
                 watcher.calls.append(call if watcher.keep is None else watcher.keep(call))
         return function(caller, queries, keys, values, given, *args, **kwargs)
 
@@ -144,3 +171,7 @@ def _visible(mask: Any) -> Bool[Tensor, "I 1 Q P"] | None:
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         return None
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _bias(mask: Any) -> Float[Tensor, "I 1 Q P"] | None:
+    return mask if isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point() else None

@@ -35,9 +35,7 @@ def decoder_layers(model: Any) -> list[tuple[nn.Module, nn.Module]]:
             f"attention implementation is {config._attn_implementation!r}, "
             f"a method inside the language model needs one of {', '.join(IMPLEMENTATIONS)}"
         )
-    layers = attention_layers(model.get_decoder())
-    if len(layers) != config.num_hidden_layers:
-        raise ValueError(f"{name} shows {len(layers)} of its {config.num_hidden_layers} layers, expected all of them")
+    layers = shown_layers(model)
     places = {str(one.device) for layer, _ in layers for one in layer.parameters()} - {"meta"}
     if len(places) > 1:
         raise ValueError(f"layers of {name} are on {', '.join(sorted(places))}, expected all of them on one device")
@@ -47,6 +45,15 @@ def decoder_layers(model: Any) -> list[tuple[nn.Module, nn.Module]]:
             f"{name} recomputes its layers for the gradient, and transformers {transformers.__version__} runs hooks "
             "again then, expected 5.23 or newer, or no gradient checkpointing"
         )
+    return layers
+
+
+def shown_layers(model: Any) -> list[tuple[nn.Module, nn.Module]]:
+    """Layers of the language model with their attention, in order; raises `ValueError` unless these are all."""
+    decoder = model.get_decoder()
+    layers, depth = attention_layers(decoder), decoder.config.get_text_config().num_hidden_layers
+    if len(layers) != depth:
+        raise ValueError(f"{type(model).__name__} shows {len(layers)} of its {depth} layers, expected all of them")
     return layers
 
 

@@ -14,7 +14,7 @@ from crtc.hosts.attention import Attended, attended, attention_layers
 from crtc.hosts.family import Modality, feature_layer, tower
 from crtc.hosts.patches import reached, shapes_only
 from crtc.hosts.visual import readable, units
-from crtc.tokens import SignalName
+from crtc.tokens import TOWER_SIGNALS, SignalName
 
 
 def capture(
@@ -42,7 +42,7 @@ def capture(
         ValueError: if the tower has no such layer, or the projector reads its embeddings.
     """
     run = getattr(model.base_model, f"get_{modality}_features")
-    names = set(wanted)
+    names: set[SignalName] = set(wanted).intersection(TOWER_SIGNALS)  # others are not of the tower
     root = tower(model, modality) if names else None
     if root is None:
         return run(**arguments, return_dict=True), {}
