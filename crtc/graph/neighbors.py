@@ -80,7 +80,7 @@ def feature_neighbors(
     index = itself[:, None].repeat(1, degree)
     likeness = torch.zeros(num, degree, device=x.device)
     valid = torch.zeros(num, degree, dtype=torch.bool, device=x.device)
-    groups = _groups(owner)
+    groups = owner_groups(owner)
     if groups.valid.numel():
         longest = groups.valid.shape[1]
         unit = F.normalize(groups.gather(x).float(), dim=-1)
@@ -102,7 +102,7 @@ def feature_neighbors(
     return Neighbors(index, likeness, valid, torch.zeros_like(index), 1)
 
 
-def _groups(owner: Int[Tensor, " N"]) -> Groups:
+def owner_groups(owner: Int[Tensor, " N"]) -> Groups:
     """Members of every owner side by side, whatever their order in the list."""
     member = (owner >= 0).nonzero()[:, 0]
     member = member[owner[member].argsort(stable=True)]
@@ -207,8 +207,8 @@ def text_image(tokens: Tokens, *, from_text: int = 4, from_image: int = 16) -> N
     likeness = torch.zeros(num, degree, device=device)
     valid = torch.zeros_like(index, dtype=torch.bool)
     relation = (~tokens.candidates).long()[:, None].repeat(1, degree)
-    text = _groups(torch.where(tokens.candidates, -1, tokens.sequence))
-    image = _groups(torch.where(tokens.candidates, tokens.sequence, -1))
+    text = owner_groups(torch.where(tokens.candidates, -1, tokens.sequence))
+    image = owner_groups(torch.where(tokens.candidates, tokens.sequence, -1))
     if not (text.valid.numel() and image.valid.numel()):
         return Neighbors(index, likeness, valid, relation, 2)
     both = min(len(text.valid), len(image.valid))
