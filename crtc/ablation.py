@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from crtc import __version__, tracking
+from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation, weights_digest
 from crtc.hosts.embedded import load_host
 from crtc.methods.reinforced import WEIGHED, Design, Reinforced
@@ -23,6 +24,10 @@ from crtc.training.fit import fit_scorer
 from crtc.training.scorer import ScorerTraining
 
 WAYS = ("aware", "blind")
+STORED = torch.bfloat16
+"""Float type in which the weights of a host are told apart, whatever it runs in: results of one machine are those of
+the next.
+"""
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -77,6 +82,7 @@ def ablate(
     *,
     host: str = "embedded",
     device: str = "cpu",
+    dtype: Name = "auto",
 ) -> str:
     """Run every ablation and seed whose result is missing; write and return the table.
 
@@ -86,14 +92,18 @@ def ablate(
         folder: of the results, one folder per ablation and seed.
         host: to train and evaluate on.
         device: to evaluate on; scorers train where Lightning finds best.
+        dtype: of the host, in training where a file asks for no `precision` of its own; "auto" is the one that is fast
+            on the device, and takes results of any that are there.
 
     Raises:
-        ValueError: if a file cannot be read, two have the same name, or their counts differ, which make the columns.
+        ValueError: if there is no such dtype, a file cannot be read, two have the same name, or their counts differ,
+            which make the columns.
     """
     tracking.mode()  # refuses before the work, not behind it
     folder = Path(folder)
     shared = read(base)
-    weights = weights_digest(load_host(host, dtype=torch.bfloat16)[0])
+    resolve(dtype, device)  # refuses before the work, not behind it
+    weights = weights_digest(load_host(host, dtype=STORED)[0])
     names = [Path(base).stem, *(Path(file).stem for file in files if Path(file).resolve() != Path(base).resolve())]
     if len(set(names)) < len(names):
         raise ValueError(f"ablations are named {sorted(names)}, expected a name of its own for each file")
@@ -101,13 +111,17 @@ def ablate(
     asked = {name: _counts(plan) for name, plan in zip(names, plans, strict=True)}
     if len(set(asked.values())) > 1:
         raise ValueError(f"counts are {asked}, expected the same in all ablations of a table")
-    for name, plan in zip(names, plans, strict=True):
-        for seed in range(int(plan.get("seeds", 1))):
-            target = folder / f"{name}-seed{seed}"
-            if _finished(target, plan, weights):
-                continue
-            _run_one(plan, seed, target, name, host, weights, device)
-    table = tabulate(folder, names, plans, weights)
+    missing = [
+        (plan, seed, target, name)
+        for name, plan in zip(names, plans, strict=True)
+        for seed in range(int(plan.get("seeds", 1)))
+        if not _finished(target := folder / f"{name}-seed{seed}", plan, weights, dtype)
+    ]
+    if missing and dtype == "auto":
+        print(f"the host runs in {told(device)}")
+    for plan, seed, target, name in missing:
+        _run_one(plan, seed, target, name, host, weights, device, dtype)
+    table = tabulate(folder, names, plans, weights, dtype)
     (folder / "table.md").write_text(table)
     return table
 
@@ -116,20 +130,26 @@ def _counts(plan: dict[str, Any]) -> tuple[int, ...]:
     return tuple(plan.get("evaluate", {}).get("counts", (64, 32, 16)))
 
 
-def _finished(target: Path, plan: dict[str, Any], weights: str) -> bool:
-    """Whether the result is there and of this plan, host and version; names and the number of seeds do not matter."""
+def _finished(target: Path, plan: dict[str, Any], weights: str, dtype: Name) -> bool:
+    """Whether the result is there and of this plan, host, version and float type, if one is asked for; names and the
+    number of seeds do not matter.
+    """
     file = target / "ablation.json"
     if not file.exists():
         return False
     stored = json.loads(file.read_text())
     wanted, found = ({k: v for k, v in one.items() if k not in ("about", "seeds")} for one in (plan, stored["plan"]))
     same = stored.get("weights") == weights and stored.get("crtc") == __version__
-    return bool(same and found == json.loads(json.dumps(wanted)))
+    typed = dtype == "auto" or stored["summary"]["config"]["dtype"] == f"torch.{dtype}"
+    return bool(same and typed and found == json.loads(json.dumps(wanted)))
 
 
-def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str, weights: str, device: str) -> None:
+def _run_one(
+    plan: dict[str, Any], seed: int, target: Path, name: str, host: str, weights: str, device: str, dtype: Name
+) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    settings = {**plan.get("model", {}), "host": host, "seed": seed}
+    asked_type = {} if dtype == "auto" else {"precision": dtype}
+    settings = {**asked_type, **plan.get("model", {}), "host": host, "seed": seed}
     # what trained alike is trained once: ablations of use alone share the scorer of their training
     every = int(plan.get("every", 100))
     trained = target.parent / "scorers" / _key({**settings, "every": every, "weights": weights, "crtc": __version__})
@@ -139,7 +159,7 @@ def _run_one(plan: dict[str, Any], seed: int, target: Path, name: str, host: str
     mass = bool(plan.get("mass", True))
     use = plan.get("use", {})
     methods = {f"reinforced {way}": _scorer(trained / "scorer", way == "aware", use) for way in WAYS}
-    loaded = load_host(host, dtype=torch.bfloat16, device=device)
+    loaded = load_host(host, dtype=resolve(dtype, device), device=device)
     for method in methods.values():
         method.to(loaded[0].device)
     task = Glyphs("test", int(asked.get("pictures", 60)), int(asked.get("questions", 12)), seed=0)
@@ -166,7 +186,9 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]], weights: str) -> str:
+def tabulate(
+    folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]], weights: str, dtype: Name = "auto"
+) -> str:
     """Accuracy relative to all tokens in percent, mean over seeds; with one seed its bootstrap interval, with more
     their range. KL to all tokens in nats, mean over the counts, and over seeds with their range.
     """
@@ -174,7 +196,7 @@ def tabulate(folder: Path, names: Sequence[str], plans: Sequence[dict[str, Any]]
     header: list[str] = []
     for name, plan in zip(names, plans, strict=True):
         targets = [folder / f"{name}-seed{seed}" for seed in range(int(plan.get("seeds", 1)))]
-        done = [target / "ablation.json" for target in targets if _finished(target, plan, weights)]
+        done = [target / "ablation.json" for target in targets if _finished(target, plan, weights, dtype)]
         summaries = [json.loads(file.read_text())["summary"] for file in done]
         if not summaries:
             continue

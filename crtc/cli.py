@@ -6,11 +6,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +18,7 @@ from crtc import __version__, tracking
 from crtc.ablation import ablate as run_ablations
 from crtc.benchmark import benchmark as run_benchmark
 from crtc.demo import demo as run_demo
+from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation
 from crtc.hosts.embedded import image_tokens, load_host
 from crtc.methods import Method, catalogue, get_method, golden, trained
@@ -30,7 +30,7 @@ from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.training.fit import fit, fit_host
 
 
-def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: int = 0) -> None:
+def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: int = 0, dtype: Name = "auto") -> None:
     """Do the whole job on real input: train a scorer, compare it with the field, draw, log.
 
     Args:
@@ -38,8 +38,9 @@ def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: 
         steps: of training.
         pictures: test scenes with 12 questions each.
         seed: of training.
+        dtype: of the host; "auto" is the one that is fast on this machine.
     """
-    run_demo(folder, steps=steps, pictures=pictures, seed=seed)
+    run_demo(folder, steps=steps, pictures=pictures, seed=seed, dtype=dtype)
 
 
 def evaluate(
@@ -54,7 +55,7 @@ def evaluate(
     split: Split | None = None,
     pictures: int | None = None,
     questions: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    dtype: Name = "auto",
     device: str = "auto",
     batch: int = 4,
     output: str = "runs/evaluate",
@@ -73,7 +74,7 @@ def evaluate(
         split: of the glyph scenes; the test split without.
         pictures: glyph scenes; 150 without.
         questions: per glyph scene; 12 without.
-        dtype: of the host.
+        dtype: of the host; "auto" is the one that is fast on the device.
         device: of the host and the methods; "auto" is the GPU if there is one.
         batch: pictures encoded and asked about side by side.
         output: folder of the results.
@@ -83,7 +84,7 @@ def evaluate(
     asked = {name: value for name, value in scenes.items() if value is not None}
     if data is not None and asked:
         raise ValueError(f"data is {data!r} and {asked} are of glyph scenes, expected one of them")
-    loaded = load_host(host, dtype=getattr(torch, dtype), device=device)
+    loaded = _host(host, dtype, device)
     if counts is not None and keep is not None:
         raise ValueError(f"counts is {counts} and keep is {keep}, expected one of them")
     total = image_tokens(loaded[1])
@@ -116,6 +117,14 @@ def evaluate(
     folders = [one for one in given if Path(one).is_dir()]  # what came from the hub is there already
     print(record(results, loaded, task, rows, output, named=host, scorers=folders))
     print(f"wrote results.json, table.md, questions.npz, curves.png, overlays and a W&B run to {output}")
+
+
+def _host(name: str, dtype: Name, device: str) -> tuple[Any, Any]:
+    """A host and its processor; says which float type it runs in where that was left to the machine."""
+    loaded = load_host(name, dtype=resolve(dtype, device), device=device)
+    if dtype == "auto":
+        print(f"the host runs in {told(device)}")
+    return loaded
 
 
 def _rows(names: list[str] | None, folders: list[str]) -> dict[str, Method]:
@@ -174,6 +183,7 @@ def ablate(
     folder: str = "runs/ablation",
     host: str = "embedded",
     device: str = "auto",
+    dtype: Name = "auto",
 ) -> None:
     """Run the ablations whose result is missing and print one table.
 
@@ -183,8 +193,9 @@ def ablate(
         folder: of the results.
         host: to train and evaluate on.
         device: to evaluate on; "auto" is the GPU if there is one, which is where scorers are trained anyway.
+        dtype: of the host; "auto" is the one that is fast on this machine, and takes results of any that are there.
     """
-    print(run_ablations(base, files, folder, host=host, device=device))
+    print(run_ablations(base, files, folder, host=host, device=device, dtype=dtype))
     print(f"wrote the table to {Path(folder) / 'table.md'}")
 
 
@@ -197,7 +208,7 @@ def compress(
     host: str = "embedded",
     mass: bool = True,
     scorer: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    dtype: Name = "auto",
     device: str = "auto",
     output: str = "overlay.png",
 ) -> None:
@@ -212,11 +223,11 @@ def compress(
         host: the embedded one, or a folder or hub id of a LLaVA.
         mass: whether kept tokens carry log-sizes.
         scorer: folder of a scorer in the place of the method.
-        dtype: of the host.
+        dtype: of the host; "auto" is the one that is fast on the device.
         device: of the host and the method; "auto" is the GPU if there is one.
         output: file of the overlay.
     """
-    loaded = load_host(host, dtype=getattr(torch, dtype), device=device)
+    loaded = _host(host, dtype, device)
     chosen = trained(scorer) if scorer else get_method(method)
     if count is None and keep is None:
         count = 64

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import torch
-
 from crtc import tracking
+from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation
 from crtc.hosts.embedded import load_host
 from crtc.methods.rows import field, left_out
@@ -21,7 +20,14 @@ SHORT = (
 as long."""
 
 
-def demo(folder: Path | str = "runs/demo", *, steps: int = 100, pictures: int = 84, seed: int = 0) -> str:
+def demo(
+    folder: Path | str = "runs/demo",
+    *,
+    steps: int = 100,
+    pictures: int = 84,
+    seed: int = 0,
+    dtype: Name = "auto",
+) -> str:
     """Train a scorer for a few minutes, evaluate the field beside it and the shipped one, and write all of it down.
 
     Args:
@@ -29,17 +35,19 @@ def demo(folder: Path | str = "runs/demo", *, steps: int = 100, pictures: int = 
         steps: of training.
         pictures: test scenes with 12 questions each.
         seed: of training.
+        dtype: of the host; "auto" is the one that is fast on this machine.
 
     Raises:
-        ValueError: if the folder holds a training of other settings.
+        ValueError: if the folder holds a training of other settings, or there is no such dtype.
     """
     folder = Path(folder)
     tracking.mode()  # refuses before the work, not behind it
-    print(f"1/3 training a scorer for {steps} steps through the embedded host")
-    training = ScorerTraining(steps=steps, seed=seed, calibration_pictures=10)
+    training = ScorerTraining(steps=steps, seed=seed, calibration_pictures=10, precision=dtype)
+    runs = told() if dtype == "auto" else dtype
+    print(f"1/3 training a scorer for {steps} steps through the embedded host, which runs in {runs}")
     scorer = fit_scorer(training, folder / "fit", every=max(steps // 2, 1))
     print("2/3 comparing it with the shipped scorer and the training-free field")
-    host = load_host(dtype=torch.bfloat16)
+    host = load_host(dtype=resolve(dtype, "cpu"))
     methods, task = field([scorer], names=SHORT), Glyphs("test", pictures, 12)
     results = Evaluation(host, task, methods, skipped=left_out(list(methods))).run(folder)
     print("3/3 drawing and logging")

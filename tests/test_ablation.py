@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import crtc.ablation
-from crtc.ablation import ablate, read, stacked
+from crtc.ablation import STORED, ablate, read, stacked
+from crtc.dtypes import fast_dtype
+from crtc.evaluation import weights_digest
+from crtc.hosts.embedded import load_host
 
+RESULTS = Path(__file__).parents[1] / "results" / "ablation"
 DESIGN = {"hidden": 8, "channels": 2, "metric": 4, "degree": 3, "reaches": [1]}
 BASE: dict[str, Any] = {
     "about": "as it is",
@@ -91,9 +96,21 @@ def test_runs_what_is_missing_alone(files: dict[str, Path], tmp_path: Path, monk
     monkeypatch.setattr(crtc.ablation, "fit_scorer", fail)
     monkeypatch.setattr(crtc.ablation, "Evaluation", fail)
     assert ablate(files["base"], changes, folder) == table
+    found = content["summary"]["config"]["dtype"]
+    assert found == str(fast_dtype("cpu"))
+    monkeypatch.setattr(crtc.dtypes, "fast_dtype", lambda device: torch.float16)  # results of any machine are taken
+    assert ablate(files["base"], changes, folder) == ablate(files["base"], changes, folder, dtype=found[6:]) == table
+    with pytest.raises(AssertionError):
+        ablate(files["base"], changes, folder, dtype="float16")
     monkeypatch.setattr(crtc.ablation, "__version__", "0.0.0")
     with pytest.raises(AssertionError):
         ablate(files["base"], changes, folder)
+
+
+def test_results_that_ship_are_those_of_the_host_that_ships() -> None:
+    """Whatever the machine computes in, they are not made again."""
+    stored = json.loads((RESULTS / "base-seed0" / "ablation.json").read_text())
+    assert stored["weights"] == weights_digest(load_host("embedded", dtype=STORED)[0])
 
 
 def test_another_plan_runs_anew(

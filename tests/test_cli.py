@@ -13,6 +13,7 @@ from PIL import Image
 
 import crtc
 from crtc.cli import COMMANDS, TRAINING, main
+from crtc.dtypes import fast_dtype
 from crtc.hosts.embedded import EMBEDDED
 from crtc.methods import LearnPruner, Random, VisionSelector, catalogue, trainable
 from crtc.methods.learned import UNREADY
@@ -109,7 +110,8 @@ def test_show(tmp_path: Path, capsys: Output) -> None:
 )
 def test_compress(scene: Path, tmp_path: Path, capsys: Output, options: list[str], kept: int) -> None:
     main(["compress", "--image", str(scene), "--prompt", "what color is the cross?", *options])
-    said = capsys.readouterr().out.splitlines()
+    told, *said = capsys.readouterr().out.splitlines()
+    assert told.startswith("the host runs in ")
     assert said[0].startswith("with 576 tokens: ") and said[1].startswith(f"with {kept} tokens: ")
     assert said[2] == "wrote overlay.png"
     with Image.open(tmp_path / "overlay.png") as drawn:
@@ -155,6 +157,7 @@ def test_evaluate_glyphs(tmp_path: Path, capsys: Output) -> None:
     folder = tmp_path / "runs" / "evaluate"
     content = json.loads((folder / "results.json").read_text())
     assert content["questions"] == 4 and content["config"]["counts"] == [16]
+    assert content["config"]["dtype"] == str(fast_dtype())
     assert {row["method"] for row in content["rows"] if row["count"]} == {"random", "reinforced blind"}
     for name in ("table.md", "questions.npz", "curves.png"):
         assert (folder / name).stat().st_size > 100

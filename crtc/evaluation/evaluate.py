@@ -196,22 +196,36 @@ class Evaluation:
         }
         keys[CONTROLS] = CONTROLS
         found: dict[str, list[_Part]] = {label: [] for label in keys}
-        for start, stop in tqdm(self._spans(), desc=f"evaluating on {self.task.name}", unit="batch"):
-            files = {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}
-            parts = {label: torch.load(file, weights_only=False) for label, file in files.items() if file.exists()}
-            missing = [label for label in keys if label not in parts]
-            if missing:
-                pictures = [self.task[i] for i in range(start, stop)]
-                made = self._batch(pictures, [label for label in missing if label != CONTROLS])
-                for label in missing:
-                    parts[label] = made[label]
-                    if cache:
-                        fresh = files[label].with_suffix(f".{os.getpid()}")  # others may work in the same folder
-                        torch.save(parts[label], fresh)
-                        fresh.rename(files[label])
-            for label in keys:
-                found[label].append(parts[label])
+        spans = self._spans()
+        files = {
+            start: {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}
+            for start, _ in spans
+        }
+        done = {start for start, there in files.items() if there and all(file.exists() for file in there.values())}
+        # What was done before this run took no time in it, so that it must not count as fast.
+        with tqdm(
+            total=len(spans), initial=len(done), desc=f"evaluating on {self.task.name}", unit="batch"
+        ) as progress:
+            for start, stop in spans:
+                parts = self._parts(files[start], range(start, stop), list(keys))
+                for label in keys:
+                    found[label].append(parts[label])
+                progress.update(start not in done)
         return self._join(found, config)
+
+    def _parts(self, files: dict[str, Path], numbers: range, labels: list[str]) -> dict[str, "_Part"]:
+        """What every label gives on some pictures: out of its file where there is one, else made, and put there."""
+        parts = {label: torch.load(file, weights_only=False) for label, file in files.items() if file.exists()}
+        missing = [label for label in labels if label not in parts]
+        if missing:
+            made = self._batch([self.task[i] for i in numbers], [label for label in missing if label != CONTROLS])
+            for label in missing:
+                parts[label] = made[label]
+                if files:
+                    fresh = files[label].with_suffix(f".{os.getpid()}")  # others may work in the same folder
+                    torch.save(parts[label], fresh)
+                    fresh.rename(files[label])
+        return parts
 
     def _spans(self) -> list[tuple[int, int]]:
         """Batches of pictures, the last one not of a single picture: it lends the others their wrong image."""

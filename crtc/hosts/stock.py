@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from crtc.dtypes import fast_dtype
 from crtc.hosts.embedded import EMBEDDED, whole
 from crtc.hosts.family import check_model
 
@@ -14,7 +15,7 @@ from crtc.hosts.family import check_model
 def load_stock(
     name: str | Path,
     *,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     attention: str = "sdpa",
 ) -> tuple[Any, Any]:
@@ -22,7 +23,7 @@ def load_stock(
 
     Args:
         name: "embedded", a folder, or an id of the Hugging Face hub.
-        dtype: of the weights.
+        dtype: of the weights; the one that is fast on the device, without.
         device: of the weights.
         attention: implementation of attention.
 
@@ -31,6 +32,7 @@ def load_stock(
             it has no chat template.
     """
     path = EMBEDDED if name == "embedded" else name
+    dtype = fast_dtype(device) if dtype is None else dtype
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True

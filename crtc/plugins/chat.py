@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from crtc.dtypes import resolve
 from crtc.hosts import Positions
 from crtc.hosts.stock import load_stock
 from crtc.plugins.recipe import Recipe, chosen
@@ -18,7 +19,6 @@ Dialogue = Sequence[Mapping[str, Any]]
 """
 
 MAX_NEW_TOKENS = 1024
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Chat:
@@ -27,7 +27,7 @@ class Chat:
     Args:
         pretrained: "embedded", a folder, or an id of the Hugging Face hub.
         recipe: how its images are compressed.
-        dtype: of the model.
+        dtype: of the model; "auto" is the one that is fast on the device.
         device: of the model; a GPU if there is one, without.
         attention: implementation of attention.
 
@@ -40,16 +40,14 @@ class Chat:
         pretrained: str,
         recipe: Recipe,
         *,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         device: str | None = None,
         attention: str = "sdpa",
     ):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, expected one of {DTYPES}")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.recipe = recipe
         self.model, self.processor = load_stock(
-            pretrained, dtype=getattr(torch, dtype), device=self.device, attention=attention
+            pretrained, dtype=resolve(dtype, self.device), device=self.device, attention=attention
         )
         recipe.method.to(self.device)
 
@@ -97,7 +95,7 @@ def chat_of(
     count: int | None = None,
     mass: bool = True,
     positions: Positions = "keep",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     device: str | None = None,
     attention: str = "sdpa",
     **settings: Any,
@@ -112,7 +110,7 @@ def chat_of(
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
         positions: `"keep"` or `"repack"`, as for `compressed`.
-        dtype: of the model.
+        dtype: of the model; "auto" is the one that is fast on the device.
         device: of the model; a GPU if there is one, without.
         attention: implementation of attention.
         settings: everything else is what the method takes to be made.

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
 from crtc import tracking
+from crtc.dtypes import fast_dtype, told
 from crtc.training.host import HostTraining
 from crtc.training.resuming import LastLook, check_same
 from crtc.training.scorer import ScorerTraining
@@ -117,7 +118,7 @@ def fit_scorer(
         trainer.fit(module)
     best = torch.load(folder / f"{BEST}.ckpt", weights_only=False, map_location="cpu")
     module.load_state_dict(best["state_dict"])
-    module.export(done, best.get("calibration"))
+    module.export(done, best.get("calibration"), best.get("host_dtype"))
     if track and isinstance(trainer.logger, WandbLogger):
         tracking.log_folder(trainer.logger.experiment, done, "scorer", "scorer")
         trainer.logger.experiment.finish()
@@ -184,6 +185,8 @@ def fit(arguments: list[str]) -> None:
     cli = _parsed(FitCLI, ScorerTraining, arguments)
     config = cli.config
     settings = _trainer_settings(cli)
+    if cli.model.hparams["precision"] == "auto":
+        print(f"the host runs in {told(cli.trainer.strategy.root_device)}")
     done = fit_scorer(cli.model, config.folder, every=config.every, patience=config.patience, **settings)
     print(f"wrote the scorer to {done}; `crtc evaluate --scorer {done}` compares it")
 
@@ -192,12 +195,11 @@ def fit_host(arguments: list[str]) -> None:
     """The command line of `crtc host`: one stage of host training."""
     cli = _parsed(StageCLI, HostTraining, arguments)
     folder = Path(cli.config.folder)
-    trainer = trainer_for(
-        folder,
-        monitor=None,
-        every=cli.config.every,
-        **{"precision": "bf16-mixed", "gradient_clip_val": None, **_trainer_settings(cli)},
-    )
+    device, settings = cli.trainer.strategy.root_device, _trainer_settings(cli)
+    if "precision" not in settings:  # float16 would need its gradients scaled, which two optimisers do not
+        settings["precision"] = "bf16-mixed" if fast_dtype(device) == torch.bfloat16 else "32-true"
+        print(f"trainer.precision is {settings['precision']}: {told(device)}")
+    trainer = trainer_for(folder, monitor=None, every=cli.config.every, **{"gradient_clip_val": None, **settings})
     last = folder / f"{LAST}.ckpt"
     trainer.fit(cli.model, ckpt_path=str(last) if last.exists() else None)
     torch.save({"state_dict": cli.model.state_dict()}, folder / "weights.pt")

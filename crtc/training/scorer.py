@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from crtc.dtypes import NAMES, resolve
 from crtc.graph.neighbors import Neighbors
 from crtc.hosts import Encoded, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import (
@@ -113,7 +114,7 @@ class ScorerTraining(lightning.LightningModule):
             full model's attention to the picture. It tells where the question looks, which the KL alone is too noisy to
             teach, and costs no pass through the compressed model.
         attention_weight: of the same loss beside the KL of the other steps, falling to zero until the end.
-        precision: float type of the frozen host.
+        precision: float type of the frozen host; "auto" is the one that is fast where the training runs.
         calibration_pictures: glyph scenes of the calibration split; a file is asked as a whole.
         seed: of weights, pictures, counts and noise.
 
@@ -140,7 +141,7 @@ class ScorerTraining(lightning.LightningModule):
         guided: float = 0.5,
         guided_learning_rate: float = 3e-3,
         attention_weight: float = 0.1,
-        precision: str = "bfloat16",
+        precision: str = "auto",
         calibration_pictures: int = 20,
         seed: int = 0,
     ):
@@ -166,16 +167,13 @@ class ScorerTraining(lightning.LightningModule):
             raise ValueError(f"guided is {guided}, expected at least 0 and less than 1")
         if attention_weight < 0:
             raise ValueError(f"attention_weight is {attention_weight}, expected at least 0")
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"precision is {precision!r}, expected 'float32', 'bfloat16' or 'float16'")
+        if precision not in NAMES:
+            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(NAMES)}")
         self.save_hyperparameters()
-        model, processor = load_host(host, dtype=getattr(torch, precision))
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self._host = (model, processor)  # in a tuple, so that checkpoints hold the scorer alone
+        self._read_host(resolve(precision))
         torch.manual_seed(seed)
         try:
-            self.scorer: Learned = kinds[scorer](model.lm_head.in_features, **(design or {}))
+            self.scorer: Learned = kinds[scorer](self._host[0].lm_head.in_features, **(design or {}))
         except TypeError as error:
             raise ValueError(f"design is {design}, which {scorer} does not take: {error}") from error
         self.done = 0
@@ -184,6 +182,23 @@ class ScorerTraining(lightning.LightningModule):
         self.calibration_task: Task = (
             JsonLines(calibration) if calibration else Glyphs("calibration", calibration_pictures, 10)
         )
+
+    def _read_host(self, dtype: torch.dtype) -> None:
+        model, processor = load_host(self.hparams["host"], dtype=dtype)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self._host = (model, processor)  # in a tuple, so that checkpoints hold the scorer alone
+
+    @property
+    def host_dtype(self) -> str:
+        """Name of the float type that the host runs in, also where `precision` left it to the machine."""
+        return str(self._host[0].dtype).removeprefix("torch.")
+
+    def on_fit_start(self) -> None:
+        """Read the host anew where the trainer's device is fast in another float type than the one first thought of."""
+        dtype = resolve(self.hparams["precision"], self.device)
+        if dtype != self._host[0].dtype:
+            self._read_host(dtype)
 
     def prepare(self, pictures: list[Picture]) -> Pupil:
         """Encode each picture once and let the full model answer."""
@@ -341,8 +356,8 @@ class ScorerTraining(lightning.LightningModule):
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of batches seen, and the last figures of the calibration split."""
-        checkpoint["done"] = self.done
+        """Keep the number of batches seen, the host's float type, and the last figures of the calibration split."""
+        checkpoint["done"], checkpoint["host_dtype"] = self.done, self.host_dtype
         checkpoint["calibration"] = {
             name.removeprefix(_CALIBRATION): float(value)
             for name, value in self.trainer.callback_metrics.items()
@@ -358,18 +373,22 @@ class ScorerTraining(lightning.LightningModule):
         check_same(checkpoint, self)
         self.done = checkpoint["done"]
 
-    def export(self, folder: Path | str, calibration: dict[str, float] | None = None) -> None:
+    def export(
+        self, folder: Path | str, calibration: dict[str, float] | None = None, precision: str | None = None
+    ) -> None:
         """Save the scorer as `crtc.methods.trained` reads it, with what is known of its training.
 
         Args:
             folder: to write into.
             calibration: figures of the calibration split, as `Origin` holds them.
+            precision: float type that the host ran in; without, the one that it has now.
         """
         given: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.hparams.items()
             if not name.startswith("_")  # what the command line leaves there
         }
+        given["precision"] = precision or self.host_dtype  # "auto" says nothing elsewhere
         for name in ("host", "data", "calibration"):  # folders of this machine say nothing elsewhere
             given[name] = Path(given[name]).name if given[name] and Path(given[name]).exists() else given[name]
         self.scorer.origin = Origin(given.pop("host"), given, calibration or {})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from crtc import compressed
 from crtc.evaluation import Evaluation, evaluate
@@ -19,6 +20,7 @@ from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
 from crtc.evaluation.report import markdown, save, summary
 from crtc.hosts import encode
 from crtc.hosts.dialogue import dialogue, prompt_of, prompts
+from crtc.hosts.embedded import load_host
 from crtc.methods import ClsAttention, FastV, KMeans, Method, Random, VisionZip, catalogue, get_method
 from crtc.methods.method import ScoreMethod, keep_all
 from crtc.methods.reinforced import Reinforced
@@ -195,6 +197,52 @@ def test_an_interrupted_run_goes_on(host: Host, tmp_path: Path, monkeypatch: pyt
         asked.clear()
         results = evaluation(**changes).run(tmp_path)
         assert sum(pictures for pictures, _ in asked) == len(results.full().right) == 5, changes
+
+
+def test_what_was_done_before_does_not_count_as_fast(
+    host: Host, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the time that remains would be told from batches that were only read."""
+    shown: list[tuple[int, int, int]] = []
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def close(self) -> None:
+            if not self.disable:
+                shown.append((self.total, self.initial, self.n))
+            super().close()
+
+    monkeypatch.setattr("crtc.evaluation.evaluate.tqdm", Bar)
+
+    def run(*names: str, folder: Path | None = tmp_path) -> list[tuple[int, int, int]]:
+        shown.clear()
+        methods: dict[str, Method] = {name: get_method(name) for name in names}
+        Evaluation(host, task, methods, counts=[4], masses=[True], batch=1).run(folder)
+        return shown
+
+    assert run("norm") == [(2, 0, 2)]
+    for file in sorted(tmp_path.rglob("*.pt"))[:2]:  # the first batch's
+        file.unlink()
+    assert run("norm") == [(2, 1, 2)]
+    assert run("norm") == [(2, 2, 2)]
+    assert run("norm", "pool") == [(2, 0, 2)]  # of every batch something is missing
+    assert run("norm", folder=None) == [(2, 0, 2)]
+
+
+def test_float_types_agree(host: Host) -> None:
+    """Which one the machine is fast in may not decide what is measured."""
+    task = Glyphs("test", 2, 6)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = host if dtype == torch.float32 else load_host(dtype=dtype)
+        methods: dict[str, Method] = {name: get_method(name) for name in ("pool", "cls_attention")}
+        found[dtype] = Evaluation(model, task, methods, counts=[64]).run()
+        assert found[dtype].config["dtype"] == str(dtype)
+    one, other = found.values()
+    assert one.runs.keys() == other.runs.keys()
+    for key, run in one.runs.items():
+        assert (run.right != other.runs[key].right).sum() <= 1, key  # an answer on the edge may tip over
+        if key[0] != "cls_attention":  # whose choice between tokens of equal attention is left to rounding
+            assert abs((run.kl - other.runs[key].kl).mean()) <= 0.05 * run.kl.mean(), key
 
 
 def test_other_weights_are_another_evaluation(host: Host, task: Task) -> None:

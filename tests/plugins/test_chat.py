@@ -71,7 +71,7 @@ def test_unknown_dtypes_are_refused() -> None:
 
 
 def test_stock_models(tmp_path: Any) -> None:
-    model, processor = load_stock("embedded")
+    model, processor = load_stock("embedded", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and not model.training and processor.tokenizer.padding_side == "left"
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_stock(tmp_path)

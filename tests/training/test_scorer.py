@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crtc import dtypes
 from crtc.hosts.dialogue import answer_logits, shared_logits
 from crtc.methods.reinforced import Reinforced
 from crtc.tasks.picture import Glyphs
@@ -84,6 +85,31 @@ def test_the_scorer_says_where_it_comes_from(straight: Path, small_host: Path) -
     assert origin.calibration == best["calibration"]
     assert {"kl", "kl_aware_8", "kl_blind_8", "accuracy_aware_8", "accuracy_blind_8"} <= set(origin.calibration)
     assert str(small_host.parent) not in (straight / "scorer" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("gain", "runs"), [(1.0, "float32"), (4.0, "bfloat16")])
+def test_the_host_runs_in_what_the_machine_is_fast_in(
+    gain: float, runs: str, small_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another device than the trainer's was expected; settings keep what was asked for."""
+    measured = {torch.float32: gain, torch.bfloat16: 1.0}
+    monkeypatch.setattr(dtypes, "seconds", measured.__getitem__)
+    with monkeypatch.context() as expected:
+        other = torch.float32 if runs == "bfloat16" else torch.bfloat16
+        expected.setattr(dtypes, "fast_dtype", lambda device: other)
+        module = make(small_host, precision="auto", steps=1)
+    assert module.host_dtype != runs and module.hparams["precision"] == "auto"
+    done = fit_scorer(module, tmp_path, every=1, track=False, **CPU)
+    assert module.host_dtype == runs and module.hparams["precision"] == "auto"
+    origin = Reinforced.from_pretrained(done).origin
+    assert origin is not None and origin.settings["precision"] == runs
+    measured[torch.float32] = 4.0 if gain == 1.0 else 1.0  # on another machine, nothing left to train
+    origin = Reinforced.from_pretrained(
+        fit_scorer(make(small_host, precision="auto", steps=1), tmp_path, every=1, track=False, **CPU)
+    ).origin
+    assert origin is not None and origin.settings["precision"] == runs
+    with pytest.raises(ValueError, match=r"had precision 'auto' and not 'float16', expected the same settings"):
+        fit_scorer(make(small_host, precision="float16", steps=1), tmp_path, every=1, track=False, **CPU)
 
 
 @pytest.mark.parametrize("gate", ["assignment", "noise"])
@@ -217,7 +243,7 @@ def test_the_same_step_draws_the_same_pictures() -> None:
         ({"counts": []}, r"counts is \(\)"),
         ({"design": {"depth": 3}}, "depth"),
         ({"data": "nowhere.jsonl"}, r"nowhere\.jsonl"),
-        ({"precision": "float3"}, "'float3'"),
+        ({"precision": "float3"}, "precision is 'float3', expected one of auto, float32, bfloat16, float16"),
         ({"steps": 0}, "steps is 0"),
         ({"blind_share": 40}, "blind_share is 40"),
         ({"design": {"reaches": [0]}}, r"reaches is \(0,\)"),
