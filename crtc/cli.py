@@ -1,4 +1,4 @@
-"""The command line: `crtc demo | fit | evaluate | benchmark | ablate | compress | show | methods | host`."""
+"""The command line: `crtc demo | fit | evaluate | classify | benchmark | ablate | compress | show | methods | host`."""
 
 import itertools
 import json
@@ -20,14 +20,21 @@ from crtc.benchmark import benchmark as run_benchmark
 from crtc.demo import demo as run_demo
 from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation
+from crtc.evaluation.photographs import METHODS, Photographs
+from crtc.evaluation.photographs_report import save as save_photographs
+from crtc.hosts.classifier import load_classifier
 from crtc.hosts.embedded import image_tokens, load_host
 from crtc.methods import Method, catalogue, get_method, golden, trained
 from crtc.methods.inside import DEPTH
 from crtc.methods.rows import field, left_out, scorers
 from crtc.showing import answer, record
 from crtc.tasks.glyphs.photographs import Split
+from crtc.tasks.labelled import labelled
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Task
 from crtc.training.fit import fit, fit_host
+
+Masses = Literal["both", "kept", "plain"]
+MASSES: dict[Masses, tuple[bool, ...]] = {"both": (False, True), "kept": (True,), "plain": (False,)}
 
 
 def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: int = 0, dtype: Name = "auto") -> None:
@@ -50,7 +57,7 @@ def evaluate(
     scorer: list[str] | str | None = None,
     counts: list[int] | None = None,
     keep: list[float] | float | None = None,
-    mass: Literal["both", "kept", "plain"] = "both",
+    mass: Masses = "both",
     positions: Literal["keep", "repack"] = "keep",
     split: Split | None = None,
     pictures: int | None = None,
@@ -103,13 +110,12 @@ def evaluate(
     rows = _rows(methods, given)
     for method in rows.values():
         method.to(loaded[0].device)
-    masses = {"both": (False, True), "kept": (True,), "plain": (False,)}[mass]
     results = Evaluation(
         loaded,
         task,
         rows,
         counts=sorted(set(chosen), reverse=True),
-        masses=masses,
+        masses=MASSES[mass],
         positions=positions,
         batch=batch,
         skipped=left_out(list(rows)) if methods is None else {},
@@ -138,6 +144,52 @@ def _rows(names: list[str] | None, folders: list[str]) -> dict[str, Method]:
         except TypeError as error:
             raise ValueError(f"method {name!r} cannot be made: {error}") from error
     return {**rows, **scorers(folders)}
+
+
+def classify(
+    model: str,
+    data: str,
+    layers: list[int] | None = None,
+    counts: list[int] | None = None,
+    methods: list[str] | None = None,
+    mass: Masses = "kept",
+    images: int | None = None,
+    batch: int = 25,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    device: str = "auto",
+    output: str = "runs/classify",
+) -> None:
+    """Measure what methods retain of an image classifier's accuracy when tokens leave between its layers.
+
+    Args:
+        model: folder or hub id of a vision transformer with a classification head.
+        data: folder with one folder of images per class, or .npz with bytes, offsets and labels.
+        layers: in front of which tokens leave, each by itself; a quarter, half and three quarters up without.
+        counts: patch tokens left per image; 50, 25, 10 and 4 % of all without.
+        methods: names of the catalogue; a short list without.
+        mass: which settings of mass preservation.
+        images: how many, drawn at random with a fixed seed; all without.
+        batch: images side by side.
+        attention: implementation of attention.
+        device: of the model and the methods; "auto" is the GPU if there is one.
+        output: folder of the results; run again, it goes on where it stopped.
+    """
+    rows = _rows(list(METHODS) if methods is None else methods, [])
+    classifier = load_classifier(model, device=device, attention=attention)
+    for method in rows.values():
+        method.to(classifier.model.device)
+    photographs = Photographs(
+        classifier,
+        labelled(data, classifier.label2id, classifier.num_classes),
+        rows,
+        layers=layers,
+        counts=counts,
+        masses=MASSES[mass],
+        images=images,
+        batch=batch,
+    )
+    print(save_photographs(photographs.run(output), output))
+    print(f"wrote results.json, table.md, curves.png and images.npz to {output}")
 
 
 def benchmark(
@@ -321,7 +373,7 @@ def _spelled_out(given: list[str]) -> list[str]:
     return ["ablate", "--files", listed, *given[1 + len(files) :]]
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, benchmark, ablate, compress, show, methods)
+COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, classify, benchmark, ablate, compress, show, methods)
 TRAINING: dict[str, Callable[[list[str]], None]] = {"fit": fit, "host": fit_host}
 
 

@@ -2,4 +2,4 @@
 
 from crtc.evaluation.evaluate import Evaluation as Evaluation
 from crtc.evaluation.evaluate import Results as Results
-from crtc.evaluation.evaluate import weights_digest as weights_digest
+from crtc.evaluation.parts import weights_digest as weights_digest

@@ -1,11 +1,6 @@
 """Ask a host the questions of a task with all tokens and with what each method leaves, and note what changed."""
 
-import hashlib
-import inspect
-import json
-import os
 import platform
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from crtc import __version__, cost
 from crtc import counts as counting
 from crtc.compression import inside_of
+from crtc.evaluation.parts import Parts, digest, method_digest, weights_digest
 from crtc.hosts import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import (
     Dialogue,
@@ -164,14 +160,14 @@ class Evaluation:
             "task": self.task.name,
             "task_size": len(self.task),
             "task_settings": {name: value for name, value in vars(self.task).items() if isinstance(value, int | str)},
-            "first_picture": _digest([self.task[0].image.tobytes().hex(), f"{self.task[0].questions}"]),
+            "first_picture": digest([self.task[0].image.tobytes().hex(), f"{self.task[0].questions}"]),
             "counts": list(self.counts),
             "masses": list(self.masses),
             "positions": self.positions,
             "pictures_per_batch": self.batch,
             "dtype": str(self.model.dtype),
             "host": weights_digest(self.model),
-            "processor": _digest(f"{getattr(self.processor, 'image_processor', None)} {prompt_of(self.processor, '')}"),
+            "processor": digest(f"{getattr(self.processor, 'image_processor', None)} {prompt_of(self.processor, '')}"),
             "device": self._device,
             "versions": {"crtc": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         }
@@ -186,46 +182,30 @@ class Evaluation:
         behind it, and a run with one method more asks that one alone.
         """
         config = self.config
-        cache = None
-        if folder is not None:
-            cache = Path(folder) / f"parts-{_digest(self._setting)}"
-            cache.mkdir(parents=True, exist_ok=True)
-        keys = {
-            label: _digest([label, f"{m}", m.question_aware, weights_digest(m), _source(m)])
-            for label, m in self.methods.items()
-        }
+        cache = Parts(folder, self._setting)
+        keys = {label: method_digest(label, method) for label, method in self.methods.items()}
         keys[CONTROLS] = CONTROLS
         found: dict[str, list[_Part]] = {label: [] for label in keys}
         spans = self._spans()
-        files = {
-            start: {label: cache / f"{start:06d}-{key}.pt" for label, key in keys.items()} if cache else {}
-            for start, _ in spans
-        }
-        done = {start for start, there in files.items() if there and all(file.exists() for file in there.values())}
+        done = {start for start, _ in spans if all(cache.has(_name(start, key)) for key in keys.values())}
         # What was done before this run took no time in it, so that it must not count as fast.
         with tqdm(
             total=len(spans), initial=len(done), desc=f"evaluating on {self.task.name}", unit="batch"
         ) as progress:
             for start, stop in spans:
-                parts = self._parts(files[start], range(start, stop), list(keys))
+                names = {label: _name(start, key) for label, key in keys.items()}
+                parts = {label: cache.load(name) for label, name in names.items() if cache.has(name)}
+                missing = [label for label in keys if label not in parts]
+                if missing:
+                    pictures = [self.task[i] for i in range(start, stop)]
+                    made = self._batch(pictures, [label for label in missing if label != CONTROLS])
+                    for label in missing:
+                        parts[label] = made[label]
+                        cache.save(names[label], parts[label])
                 for label in keys:
                     found[label].append(parts[label])
                 progress.update(start not in done)
         return self._join(found, config)
-
-    def _parts(self, files: dict[str, Path], numbers: range, labels: list[str]) -> dict[str, "_Part"]:
-        """What every label gives on some pictures: out of its file where there is one, else made, and put there."""
-        parts = {label: torch.load(file, weights_only=False) for label, file in files.items() if file.exists()}
-        missing = [label for label in labels if label not in parts]
-        if missing:
-            made = self._batch([self.task[i] for i in numbers], [label for label in missing if label != CONTROLS])
-            for label in missing:
-                parts[label] = made[label]
-                if files:
-                    fresh = files[label].with_suffix(f".{os.getpid()}")  # others may work in the same folder
-                    torch.save(parts[label], fresh)
-                    fresh.rename(files[label])
-        return parts
 
     def _spans(self) -> list[tuple[int, int]]:
         """Batches of pictures, the last one not of a single picture: it lends the others their wrong image."""
@@ -379,6 +359,11 @@ class _Part:
     families: tuple[str, ...] = ()  # of every question
 
 
+def _name(start: int, key: str) -> str:
+    """Of the part that the pictures from `start` on gave."""
+    return f"{start:06d}-{key}"
+
+
 def _joined(pieces: list[Run], pictures: list[int]) -> Run:
     """One run from those of some batches, of so many pictures each."""
     right, kl, agree, recall = (
@@ -389,27 +374,6 @@ def _joined(pieces: list[Run], pictures: list[int]) -> Run:
         for name in ("milliseconds", "layer_equivalent")
     )
     return Run(right, kl, agree, recall, milliseconds, read)
-
-
-def _source(method: Method) -> str:
-    """The code of a method's module, since who changes a method measures it anew; nothing where it cannot be read."""
-    try:
-        return inspect.getsource(sys.modules[type(method).__module__])
-    except (OSError, TypeError):
-        return ""
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Digest of all weights, bit by bit."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:12]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class _Judge:

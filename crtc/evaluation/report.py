@@ -236,7 +236,7 @@ def save(results: Results, folder: Path | str) -> dict[str, Any]:
     """Write `results.json`, `table.md` and `questions.npz` (one entry per question and row); give the summary."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    said: dict[str, Any] = _finite(summary(results))
+    said: dict[str, Any] = finite(summary(results))
     (folder / "results.json").write_text(json.dumps(said, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(results))
     arrays: dict[str, Any] = {
@@ -248,10 +248,10 @@ def save(results: Results, folder: Path | str) -> dict[str, Any]:
     return said
 
 
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
+def finite(value: Any) -> Any:
+    """The value with None in the place of what is not finite: JSON knows no NaN."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,11 @@
-"""Attention of one layer of a tower, noted where stock attention looks its function up.
+"""Attention of one layer of a tower, noted or biased where stock attention looks its function up.
 
 So any attention implementation will do, whatever a family calls its projections, and queries and keys are those after
 rotation. Weights are computed for the rows that are asked for.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from crtc.hosts.mass import added
 
 QUERIES_AT_ONCE = 256
 OTHERS = ("softcap", "s_aux", "position_bias")
@@ -111,7 +113,19 @@ class _Watcher:
     keep: Callable[[Attended], Any] | None
 
 
-_watchers: list[_Watcher] = []
+@dataclass(frozen=True, eq=False)
+class _Bias:
+    """What the key columns of some modules of attention get added."""
+
+    modules: tuple[nn.Module, ...]
+    bias: Float[Tensor, "B C"]
+
+    def onto(self, mask: Any, dtype: torch.dtype) -> Float[Tensor, "B 1 Q C"]:
+        bias = self.bias.to(dtype)
+        return bias[:, None, None] if mask is None else added(mask, bias)
+
+
+_guests: list[_Watcher | _Bias] = []
 _before: list[Any] = []
 """What stood where the lookup is replaced, if that was not the class's own."""
 _watching = threading.Lock()  # several threads may run a model each
@@ -126,10 +140,28 @@ def attended(module: nn.Module, calls: list[Any], keep: Callable[[Attended], Any
         calls: where every call is noted.
         keep: what is noted of a call; all of it without, which keeps queries and keys from being freed.
     """
-    watcher = _Watcher(module, calls, keep)
+    with _stays(_Watcher(module, calls, keep)):
+        yield
+
+
+@contextmanager
+def biased(modules: Iterable[nn.Module], bias: Float[Tensor, "B C"]) -> Iterator[None]:
+    """While the context lasts, add to the logits of every key column, also where a family's layers take no mask.
+
+    Args:
+        modules: of attention, each with the same key columns, under sdpa or eager.
+        bias: of every row of the batch and key column, such as the log-sizes of merged tokens.
+    """
+    with _stays(_Bias(tuple(modules), bias)):
+        yield
+
+
+@contextmanager
+def _stays(guest: _Watcher | _Bias) -> Iterator[None]:
+    """While the context lasts, the lookup of attention functions is ours, for this guest and those that were before."""
     with _watching:
-        _watchers.append(watcher)
-        if len(_watchers) == 1:
+        _guests.append(guest)
+        if len(_guests) == 1:
             _before.append(ALL_ATTENTION_FUNCTIONS.__dict__.get("get_interface"))
             watched = partial(_watched, ALL_ATTENTION_FUNCTIONS.get_interface)
             ALL_ATTENTION_FUNCTIONS.get_interface = watched  # type: ignore[method-assign]
@@ -137,8 +169,8 @@ def attended(module: nn.Module, calls: list[Any], keep: Callable[[Attended], Any
         yield
     finally:
         with _watching:
-            _watchers.remove(watcher)
-            if not _watchers:
+            _guests.remove(guest)
+            if not _guests:
                 del ALL_ATTENTION_FUNCTIONS.get_interface
                 if (before := _before.pop()) is not None:
                     ALL_ATTENTION_FUNCTIONS.get_interface = before  # type: ignore[method-assign]
@@ -149,19 +181,21 @@ def _watched(lookup: Callable[..., Any], name: str, default: Any) -> Any:
 
 
 def _noting(function: Any) -> Any:
-    """An attention function that tells those who watch the module that calls it."""
+    """An attention function that tells those who watch the module that calls it, and adds what others want added."""
 
     def noted(
         caller: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         given = kwargs.pop("attention_mask", mask)
         if kwargs.get("cu_seq_lens_q") is None:  # flash attention packs images into one
-            for watcher in [one for one in _watchers if one.module is caller]:
+            for watcher in [one for one in _guests if isinstance(one, _Watcher) and one.module is caller]:
                 scale = kwargs.get("scaling") or queries.shape[-1] ** -0.5
                 others = tuple(other for other in OTHERS if kwargs.get(other) is not None)
                 shown = queries.detach(), keys.detach(), float(scale)
                 call = Attended(*shown, _visible(given), _bias(given), others)
                 watcher.calls.append(call if watcher.keep is None else watcher.keep(call))
+        for guest in [one for one in _guests if isinstance(one, _Bias) and any(m is caller for m in one.modules)]:
+            given = guest.onto(given, queries.dtype)
         return function(caller, queries, keys, values, given, *args, **kwargs)
 
     return noted

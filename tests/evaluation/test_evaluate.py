@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from crtc import compressed
 from crtc.evaluation import Evaluation, evaluate
-from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread, weights_digest
+from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, spread
+from crtc.evaluation.parts import weights_digest
 from crtc.evaluation.report import markdown, save, summary
 from crtc.hosts import encode
 from crtc.hosts.dialogue import dialogue, prompt_of, prompts
