@@ -88,6 +88,28 @@ def central_members(
     return first.gather(1, label).masked_fill(~valid, DROPPED)
 
 
+def weighted_means(
+    x: Float[Tensor, "G M D"], label: Int[Tensor, "G M"], valid: Bool[Tensor, "G M"], weight: Float[Tensor, "G M"]
+) -> tuple[Float[Tensor, "G M D"], Int[Tensor, "G M"]]:
+    """The weighted mean of every token's cluster, and the member nearest to it, the first of equals.
+
+    Args:
+        x: tokens; means have a gradient with respect to it.
+        label: of every token's cluster, in [0, M).
+        valid: False where padded.
+        weight: of every token, not negative.
+    """
+    into = label[..., None].expand_as(x)
+    total = torch.zeros_like(weight).scatter_add(1, label, weight).clamp(min=1e-12)
+    mean = torch.zeros_like(x).scatter_add(1, into, weight[..., None] * x) / total[..., None]
+    mean = mean.gather(1, into)
+    away = (x - mean).detach().square().sum(-1).masked_fill(~valid, torch.inf)
+    least = torch.full_like(away, torch.inf).scatter_reduce(1, label, away, "amin").gather(1, label)
+    order = torch.arange(away.shape[1], device=away.device).expand_as(label)
+    near = torch.where(away <= least, order, away.shape[1])
+    return mean, torch.full_like(label, away.shape[1]).scatter_reduce(1, label, near, "amin").gather(1, label)
+
+
 def centres(owner: Int[Tensor, "G M"]) -> Bool[Tensor, "G M"]:
     """The kept tokens of an owner map: those that own themselves."""
     return owner == torch.arange(owner.shape[1], device=owner.device)

@@ -56,3 +56,4 @@ from crtc.methods.uniform_grid import UniformGrid as UniformGrid
 from crtc.methods.visionselector import VisionSelector as VisionSelector
 from crtc.methods.visionzip import VisionZip as VisionZip
 from crtc.methods.vispruner import VisPruner as VisPruner
+from crtc.methods.weighted_ward import WeightedWard as WeightedWard

@@ -105,7 +105,7 @@ class Placed(Importance):
         """
         if selector == "ward":
             label = self.tree.cut(k)
-            centre, owner = self._central(label)
+            centre, owner = merging.weighted_means(self.place, label, self.groups.valid, self._weight())
             chosen = torch.zeros_like(self.groups.valid).scatter(1, owner, True) & self.groups.valid
         else:
             chosen = self._chosen(k, selector)
@@ -133,19 +133,6 @@ class Placed(Importance):
             return top_k(self.logit.detach(), self.groups.valid, k)
         weight = self._weight()
         return farthest_points(self.place.detach(), weight.argmax(1), self.groups.valid, k, weight)
-
-    def _central(self, label: Int[Tensor, "G M"]) -> tuple[Float[Tensor, "G M Z"], Int[Tensor, "G M"]]:
-        """The weighted mean of every token's cluster, and the member nearest to it."""
-        place, valid, weight = self.place, self.groups.valid, self._weight()
-        into = label[..., None].expand_as(place)
-        total = torch.zeros_like(weight).scatter_add(1, label, weight).clamp(min=1e-12)
-        mean = torch.zeros_like(place).scatter_add(1, into, weight[..., None] * place) / total[..., None]
-        mean = mean.gather(1, into)
-        away = (place - mean).detach().square().sum(-1).masked_fill(~valid, torch.inf)
-        least = torch.full_like(away, torch.inf).scatter_reduce(1, label, away, "amin").gather(1, label)
-        order = torch.arange(away.shape[1], device=away.device).expand_as(label)
-        near = torch.where(away <= least, order, away.shape[1])
-        return mean, torch.full_like(label, away.shape[1]).scatter_reduce(1, label, near, "amin").gather(1, label)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""Importance-weighted agglomeration: Ward clusters in the model's own space, weighted by importance over the graph."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from crtc.merging import make_plan, mean, weighted_means
+from crtc.methods.method import Method, Need, in_full, keep_all
+from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
+from crtc.relevance import text_relevance
+from crtc.tokens import DROPPED, Groups, Plan, SignalName, Tokens
+from crtc.ward import ward_tree
+
+FAINT = 1e-6
+"""Least weight, of the largest of a group: no token joins another for free."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One part of an importance.
+
+    Args:
+        of: tokens, their groups and their squared distances to a value [G, M] that is not negative.
+        needs: what the tokens must bring.
+        question_aware: whether the text changes it.
+    """
+
+    of: Callable[[Tokens, Groups, Float[Tensor, "G M M"]], Float[Tensor, "G M"]]
+    needs: frozenset[Need] = frozenset()
+    question_aware: bool = False
+
+
+def _signal(name: SignalName, *, question_aware: bool = False) -> Factor:
+    return Factor(
+        lambda tokens, groups, squared: groups.gather(getattr(tokens.signals, name).float()),
+        frozenset({name}),
+        question_aware,
+    )
+
+
+FACTORS: dict[str, Factor] = {
+    "uniform": Factor(lambda tokens, groups, squared: groups.valid.float()),
+    "inverse_degree": Factor(lambda tokens, groups, squared: inverse_degree(squared, groups.valid)),
+    "balanced_degree": Factor(lambda tokens, groups, squared: balanced_degree(squared, groups.valid)),
+    "norm": Factor(lambda tokens, groups, squared: groups.gather(tokens.x.float()).norm(dim=-1)),
+    "cls_attention": _signal("cls_attention"),
+    "received_attention": _signal("received_attention"),
+    "text_relevance": Factor(
+        lambda tokens, groups, squared: text_relevance(tokens, groups).clamp(min=0), frozenset({"text"}), True
+    ),
+}
+"""What an importance can be made of, by name."""
+
+
+class WeightedWard(Method):
+    """Clusters by what loses least, weighted by importance, and keeps the weighted mean of each cluster, with its mass.
+
+    Importance says how much it matters that a token stays told apart; Ward joins the two clusters a and b whose join
+    costs least, `w_a w_b / (w_a + w_b) |c_a - c_b|^2` on directions. By default importance is the inverse of a token's
+    degree in the similarity graph, so that what a picture repeats shares its weight and what is rare keeps it. Nothing
+    is trained and nothing has a width: it works on the tokens of any model. A mean stands at the place of its cluster's
+    member that is nearest to it.
+
+    Args:
+        importance: a name of `FACTORS`, or several joined by `*`, whose product it is, such as
+            `"cls_attention*inverse_degree"`.
+
+    Raises:
+        ValueError: if the importance has a factor of another name.
+
+    Example:
+        >>> WeightedWard("cls_attention*inverse_degree").needs
+        frozenset({'cls_attention'})
+    """
+
+    source = "weighted Ward (Ward 1963) with inverse degree, here"
+    family = "graph"
+
+    def __init__(self, importance: str = "inverse_degree"):
+        super().__init__()
+        names = [name.strip() for name in importance.split("*")]
+        for name in names:
+            if name not in FACTORS:
+                raise ValueError(f"importance has a factor {name!r}, expected some of {', '.join(FACTORS)} joined by *")
+        self.importance = importance
+        self.factors = [FACTORS[name] for name in names]
+        self.needs = frozenset[Need]().union(*(factor.needs for factor in self.factors))
+        self.question_aware = any(factor.question_aware for factor in self.factors)
+
+    def weight(self, tokens: Tokens) -> tuple[Groups, Float[Tensor, "G M D"], Float[Tensor, "G M"]]:
+        """Groups, the directions of their tokens, and the importance of each, 1 for the largest; 0 where padded."""
+        groups = Groups.of(tokens)
+        x = F.normalize(groups.gather(tokens.x.float()), dim=-1)
+        squared = squared_distances(x)
+        weight = groups.valid.float()
+        for factor in self.factors:
+            value = factor.of(tokens, groups, squared) * groups.valid
+            most = value.amax(1, keepdim=True)
+            weight = weight * torch.where(most > 0, value / most.clamp(min=torch.finfo(value.dtype).tiny), 1.0)
+        return groups, x, (weight / weight.amax(1, keepdim=True)).clamp(min=FAINT) * groups.valid
+
+    def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
+        """Log importance of every token, 0 for context."""
+        groups, _, weight = self.weight(tokens)
+        score = torch.zeros(len(tokens), device=weight.device)
+        return score.index_put((groups.index[groups.valid],), weight[groups.valid].log())
+
+    def planner(self, tokens: Tokens) -> Callable[[Int[Tensor, " G"]], Plan]:
+        """Plans at any counts, which cut one tree."""
+        with in_full(tokens):
+            groups, x, weight = self.weight(tokens)
+            tree = ward_tree(x, weight, groups.valid)
+
+        def plan(k: Int[Tensor, " G"]) -> Plan:
+            self.check(tokens, k)
+            if bool((k == tokens.group_sizes).all()):
+                return keep_all(tokens)
+            with in_full(tokens):
+                _, owner = weighted_means(x, tree.cut(k), groups.valid, weight)
+                owner = owner.masked_fill(~groups.valid, DROPPED)
+                return make_plan(tokens, groups, owner, mean(owner, groups.valid, weight))
+
+        return plan
+
+    def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
+        """Keep one token for each of `k[g]` clusters of every group."""
+        return self.planner(tokens)(k)

@@ -1,0 +1,90 @@
+"""Importance from the graph: what it is blind to, and what it equals."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from crtc.methods import WeightedWard
+from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
+from crtc.tokens import IMAGE, Plan, Tokens, apply
+from tests.making import make_image
+
+some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def tokens_of(x: Tensor) -> Tokens:
+    num = len(x)
+    zero = torch.zeros(num, dtype=torch.long)
+    return Tokens(x, torch.full((num,), IMAGE), zero, zero, torch.full((num, 3), -1))
+
+
+def parts(plan: Plan, source: Tensor) -> set[frozenset[int]]:
+    """Clusters as sets of the tokens that their members are copies of."""
+    return {frozenset(source[plan.slot == slot].tolist()) for slot in range(len(plan.kept))}
+
+
+@some
+@given(seed=st.integers(0, 10_000), num=st.integers(4, 24), width=st.integers(2, 12), data=st.data())
+def test_copies_do_not_count(seed: int, num: int, width: int, data: st.DataObject) -> None:
+    """Repeated tokens change no cluster and no content of the balanced form, only sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num, width, generator=generator, dtype=torch.float64).float()
+    times = torch.tensor(data.draw(st.lists(st.integers(1, 6), min_size=num, max_size=num)))
+    source = torch.repeat_interleave(torch.arange(num), times)
+    source = source[torch.randperm(len(source), generator=generator)]
+    method, k = WeightedWard("balanced_degree"), data.draw(st.integers(1, num - 1))
+    once, often = method(tokens_of(x), torch.tensor([k])), method(tokens_of(x[source]), torch.tensor([k]))
+    assert parts(once, torch.arange(num)) == parts(often, source)
+    assert float(often.size.sum()) == len(source)
+    one, other = apply(once, x), apply(often, x[source])
+    match = torch.cdist(one, other).argmin(1)
+    torch.testing.assert_close(one, other[match], atol=2e-4, rtol=2e-4)
+
+
+@some
+@given(seed=st.integers(0, 10_000), times=st.integers(2, 9))
+def test_copies_share_the_balanced_weight(seed: int, times: int) -> None:
+    x = torch.randn(1, 12, 5, generator=torch.Generator().manual_seed(seed))
+    source = torch.cat([torch.zeros(times - 1, dtype=torch.long), torch.arange(12)])
+    one, other = (
+        balanced_degree(squared_distances(part), torch.ones(part.shape[:2], dtype=torch.bool))[0]
+        for part in (x, x[:, source])
+    )
+    shared = torch.zeros(12).index_add(0, source, other)
+    torch.testing.assert_close(shared, one, atol=1e-4, rtol=1e-4)
+    uniform = torch.zeros(12).index_add(0, source, torch.ones(len(source)))
+    assert float(uniform.max()) == times  # what counts tokens has no such property
+
+
+@pytest.mark.parametrize("form", [inverse_degree, balanced_degree])
+def test_moving_turning_and_scaling_change_nothing(form: object) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 15, 6, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
+    valid = torch.arange(15) < torch.tensor([[15], [9]])
+    weight = form(squared_distances(x), valid)  # type: ignore[operator]
+    assert bool((weight[valid] > 0).all()) and bool((weight[~valid] == 0).all())
+    for other in (x + 7.0, x @ turn, 0.5 * x, 50 * x @ turn - 3):
+        torch.testing.assert_close(form(squared_distances(other), valid), weight, atol=0, rtol=1e-4)  # type: ignore[operator]
+
+
+def test_inverse_degree_counts_what_is_alike() -> None:
+    """Three copies of one thing and a far one: 1 / 3 each and 1."""
+    x = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    weight = inverse_degree(squared_distances(x), torch.ones(1, 4, dtype=torch.bool))
+    torch.testing.assert_close(weight, torch.tensor([[1 / 3, 1 / 3, 1 / 3, 1.0]]), atol=0.02, rtol=0)
+
+
+def test_products_and_their_needs() -> None:
+    method = WeightedWard("cls_attention * inverse_degree")
+    assert method.needs == {"cls_attention"} and not method.question_aware
+    assert WeightedWard("text_relevance*inverse_degree").question_aware
+    image = make_image([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], cls_attention=[0.5, 0.25, 0.25])
+    weight = method.weight(image)[2]
+    alone = WeightedWard().weight(image)[2]
+    product = alone * torch.tensor([[1.0, 0.5, 0.5]])
+    torch.testing.assert_close(weight, product / product.max())
+    with pytest.raises(ValueError, match="factor 'degre', expected some of uniform"):
+        WeightedWard("cls_attention*degre")
