@@ -5,7 +5,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,11 +29,16 @@ from crtc.hosts import (
     decoder_layers,
     encode,
     go_on,
+    question_attention,
     shorten,
 )
 from crtc.methods import Method, get_method
 from crtc.methods.method import keep_all
-from crtc.tokens import LAYER_SIGNALS, SIGNALS, Plan, Tokens
+from crtc.tokens import DROPPED, LAYER_SIGNALS, SIGNALS, Plan, Tokens
+
+
+DEFAULT = "weighted_ward"
+"""What compresses where nothing else is said: no training, no width, no question."""
 
 
 class Compressed(dict[str, Any]):
@@ -54,7 +59,7 @@ class Compressed(dict[str, Any]):
 def compress(
     model: Any,
     inputs: Mapping[str, Any],
-    method: Method | str,
+    method: Method | str = DEFAULT,
     *,
     keep: float | None = None,
     count: int | None = None,
@@ -72,7 +77,7 @@ def compress(
     Args:
         model: a stock vision-language model.
         inputs: what its processor gave.
-        method: a method, or its name in the catalogue.
+        method: a method, or its name in the catalogue; one that is untrained and suits every model, without.
         keep: fraction of every image's (or tile's, or clip's) tokens to keep.
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
@@ -117,7 +122,7 @@ class Handle:
 @contextmanager
 def compressed(
     model: Any,
-    method: Method | str,
+    method: Method | str = DEFAULT,
     *,
     keep: float | None = None,
     count: int | None = None,
@@ -138,7 +143,7 @@ def compressed(
 
     Args:
         model: a stock vision-language model.
-        method: a method, or its name in the catalogue.
+        method: a method, or its name in the catalogue; one that is untrained and suits every model, without.
         keep: fraction of every image's (or tile's, or clip's) tokens to keep.
         count: whole tokens of every image to keep.
         mass: whether merged tokens draw as much attention as those they stand for.
@@ -298,7 +303,35 @@ def _plan(
 ) -> tuple[Encoded, Plan]:
     encoded = encode(model, inputs, [name for name in SIGNALS if name in method.needs])
     k = counts.resolve(encoded.tokens.group_sizes, keep=keep, count=count)
-    return encoded, method.to(k.device)(encoded.tokens, k)
+    method = method.to(k.device)
+    tokens = looked(encoded, method, encoded.tokens)[0]
+    return replace(encoded, tokens=tokens), method(tokens, k)
+
+
+def looked(
+    encoded: Encoded, method: Method, tokens: Tokens, seen: Bool[Tensor, " N"] | None = None
+) -> tuple[Tokens, float]:
+    """The tokens with what a first look of the language model tells, where a method asks for it, and what it read.
+
+    Args:
+        encoded: the prompts.
+        method: that plans.
+        tokens: what it sees of them.
+        seen: which tokens of the prompts these are; all without.
+
+    Returns:
+        Tokens, and visual tokens per group that the look read, 0 without.
+    """
+    first = method.first_plan(tokens)
+    if first is None:
+        return tokens, 0.0
+    index = torch.arange(len(encoded.tokens), device=tokens.x.device) if seen is None else seen.nonzero()[:, 0]
+    slot = torch.full_like(encoded.tokens.group, DROPPED).index_put((index,), first.slot)
+    weight = first.weight.new_zeros(len(encoded.tokens)).index_put((index,), first.weight)
+    whole = Plan(index[first.kept], slot, weight, first.size, encoded.tokens.group)
+    attention = question_attention(encoded, whole, seen=seen)[index]
+    read = float(first.num_kept.double().mean())
+    return replace(tokens, signals=replace(tokens.signals, question_attention=attention)), read
 
 
 def _resolve(method: Method | str) -> Method:

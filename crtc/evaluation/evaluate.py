@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from crtc import __version__, cost
 from crtc import counts as counting
-from crtc.compression import inside_of
+from crtc.compression import inside_of, looked
 from crtc.evaluation.parts import Parts, digest, method_digest, weights_digest
 from crtc.hosts import Encoded, Positions, encode, encoder_outputs, shorten
 from crtc.hosts.dialogue import (
@@ -39,7 +39,7 @@ from crtc.merging import make_plan
 from crtc.methods.method import Method, keep_all
 from crtc.retention import Bools, Floats, evidence_recall, kl_divergence
 from crtc.tasks.picture import Picture, Task
-from crtc.tokens import LAYER_SIGNALS, SIGNALS, Groups, Plan, Tokens
+from crtc.tokens import LAYER_SIGNALS, LOOK_SIGNALS, SIGNALS, Groups, Plan, Tokens
 
 ALL, NO_IMAGE, WRONG_IMAGE = "all tokens", "no image", "wrong image"
 CONTROLS = "controls"
@@ -282,7 +282,7 @@ class Evaluation:
         depth = self.model.get_decoder().config.get_text_config().num_hidden_layers
         for label, method in methods.items():
             inside = bool(method.cuts(depth))
-            missing = method.missing(looks) - frozenset(LAYER_SIGNALS if inside else ())
+            missing = method.missing(looks) - frozenset(LAYER_SIGNALS if inside else LOOK_SIGNALS)
             if missing:
                 made[label] = _Part(skipped=f"the host gives no {', '.join(sorted(missing))}")
                 continue
@@ -292,6 +292,7 @@ class Evaluation:
             runs: dict[tuple[bool, int], Run] = {}
             tokens, rows = (seen, torch.arange(len(image_of))) if method.question_aware else (looks, image_of)
             begun = self._now()
+            tokens, first = looked(encoded, method, tokens, asked(encoded, targets))
             planner = method.planner(tokens)
             shared = self._now() - begun  # a single plan costs it too
             for count in self.counts:
@@ -309,7 +310,7 @@ class Evaluation:
                     else:
                         short = once_per_picture(short, image_of)
                         logits = shared_logits(self.model, short, image_of, short_targets)
-                    runs[mass, count] = judge(logits, recall=recall, seconds=seconds, read=float(count))
+                    runs[mass, count] = judge(logits, recall=recall, seconds=seconds, read=count + first)
             made[label] = _Part(runs=runs)
         return made
 

@@ -60,6 +60,12 @@ class Method(nn.Module, ABC):
         """Plans of the same tokens at any counts; a method that can do so computes once what these share."""
         return partial(self, tokens)
 
+    def first_plan(self, tokens: Tokens) -> Plan | None:
+        """A coarse plan that the language model is to look at before this method plans; its attention then comes as
+        the signal `question_attention`. None where no look is needed.
+        """
+        return None
+
     def forward(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Check the request, then plan."""
         self.check(tokens, k)

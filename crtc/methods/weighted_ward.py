@@ -17,6 +17,9 @@ from crtc.ward import ward_tree
 
 FAINT = 1e-6
 """Least weight, of the largest of a group: no token joins another for free."""
+LOOKED: SignalName = "question_attention"
+FLOOR = 0.3
+"""Share of the attention of a first look that is spread over all tokens; chosen on calibration scenes."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Factor:
     question_aware: bool = False
 
 
+def _floored(value: Float[Tensor, "G M"], groups: Groups) -> Float[Tensor, "G M"]:
+    """Shares of a group, above a floor: what one look passed over still counts a little."""
+    total = value.sum(1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)
+    return value / total + FLOOR / groups.valid.sum(1, keepdim=True)
+
+
 def _signal(name: SignalName, *, question_aware: bool = False) -> Factor:
     return Factor(
         lambda tokens, groups, squared: groups.gather(getattr(tokens.signals, name).float()),
@@ -49,6 +58,11 @@ FACTORS: dict[str, Factor] = {
     "norm": Factor(lambda tokens, groups, squared: groups.gather(tokens.x.float()).norm(dim=-1)),
     "cls_attention": _signal("cls_attention"),
     "received_attention": _signal("received_attention"),
+    "question_attention": Factor(
+        lambda tokens, groups, squared: _floored(groups.gather(getattr(tokens.signals, LOOKED)), groups),
+        frozenset({LOOKED}),
+        True,
+    ),
     "text_relevance": Factor(
         lambda tokens, groups, squared: text_relevance(tokens, groups).clamp(min=0), frozenset({"text"}), True
     ),
@@ -66,11 +80,13 @@ class WeightedWard(Method):
     member that is nearest to it.
 
     Args:
-        importance: a name of `FACTORS`, or several joined by `*`, whose product it is, such as
-            `"cls_attention*inverse_degree"`.
+        importance: a name of `FACTORS`, or several joined by `*`, each with a power behind `^` if it is not 1, such as
+            `"question_attention*inverse_degree^0.5"`. With `question_attention` the language model reads a coarse plan
+            of `look` tokens first, weighted by the rest of the product.
+        look: tokens of every group in that first plan.
 
     Raises:
-        ValueError: if the importance has a factor of another name.
+        ValueError: if the importance has a factor of another name or a power that is no number, or look is less than 1.
 
     Example:
         >>> WeightedWard("cls_attention*inverse_degree").needs
@@ -80,16 +96,24 @@ class WeightedWard(Method):
     source = "weighted Ward (Ward 1963) with inverse degree, here"
     family = "graph"
 
-    def __init__(self, importance: str = "inverse_degree"):
+    def __init__(self, importance: str = "inverse_degree", *, look: int = 64):
         super().__init__()
-        names = [name.strip() for name in importance.split("*")]
-        for name in names:
-            if name not in FACTORS:
-                raise ValueError(f"importance has a factor {name!r}, expected some of {', '.join(FACTORS)} joined by *")
-        self.importance = importance
-        self.factors = [FACTORS[name] for name in names]
-        self.needs = frozenset[Need]().union(*(factor.needs for factor in self.factors))
-        self.question_aware = any(factor.question_aware for factor in self.factors)
+        if look < 1:
+            raise ValueError(f"look is {look!r}, expected at least 1")
+        self.importance, self.look = importance, look
+        self.factors = [_factor(part.strip()) for part in importance.split("*")]
+        used = [FACTORS[name] for name, _ in self.factors]
+        self.needs = frozenset[Need]().union(*(factor.needs for factor in used))
+        self.question_aware = any(factor.question_aware for factor in used)
+
+    def first_plan(self, tokens: Tokens) -> Plan | None:
+        """The plan that the language model is to look at first, by the rest of the product."""
+        if LOOKED not in self.needs:
+            return None
+        rest = [f"{name}^{power}" for name, power in self.factors if FACTORS[name].needs != {LOOKED}]
+        coarse = WeightedWard("*".join(rest) or "inverse_degree")
+        plan: Plan = coarse(tokens, tokens.group_sizes.clamp(max=self.look))
+        return plan
 
     def weight(self, tokens: Tokens) -> tuple[Groups, Float[Tensor, "G M D"], Float[Tensor, "G M"]]:
         """Groups, the directions of their tokens, and the importance of each, 1 for the largest; 0 where padded."""
@@ -97,10 +121,11 @@ class WeightedWard(Method):
         x = F.normalize(groups.gather(tokens.x.float()), dim=-1)
         squared = squared_distances(x)
         weight = groups.valid.float()
-        for factor in self.factors:
-            value = factor.of(tokens, groups, squared) * groups.valid
+        for name, power in self.factors:
+            value = FACTORS[name].of(tokens, groups, squared) * groups.valid
             most = value.amax(1, keepdim=True)
-            weight = weight * torch.where(most > 0, value / most.clamp(min=torch.finfo(value.dtype).tiny), 1.0)
+            share = torch.where(most > 0, value / most.clamp(min=torch.finfo(value.dtype).tiny), 1.0)
+            weight = weight * share.clamp(min=FAINT) ** power
         return groups, x, (weight / weight.amax(1, keepdim=True)).clamp(min=FAINT) * groups.valid
 
     def score(self, tokens: Tokens) -> Float[Tensor, " N"]:
@@ -129,3 +154,14 @@ class WeightedWard(Method):
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Keep one token for each of `k[g]` clusters of every group."""
         return self.planner(tokens)(k)
+
+
+def _factor(text: str) -> tuple[str, float]:
+    """Name and power of one part of a product."""
+    name, _, power = text.partition("^")
+    if name not in FACTORS:
+        raise ValueError(f"importance has a factor {name!r}, expected some of {', '.join(FACTORS)} joined by *")
+    try:
+        return name, float(power or 1)
+    except ValueError:
+        raise ValueError(f"importance has {text!r}, expected a number behind ^") from None

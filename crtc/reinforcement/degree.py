@@ -68,8 +68,8 @@ def balanced_degree(
     With W the sum of the weights of all copies of a token, the equations name W alone, and so does the kernel, whose
     moments are taken with odds of the weights: repeating a token n times gives its copies W / n each and changes
     nothing else. The solution is the weighting of a space, whose sum, its magnitude, counts what is effectively
-    distinct (Leinster 2013). Rounds of `w <- w / sqrt(K w)` keep weights positive; they begin with exact copies counted once, so
-    that what is said holds after any number of rounds.
+    distinct (Leinster 2013). Rounds of `w <- w / sqrt(K w)` keep weights positive; they begin with exact copies counted
+    once, so that what is said holds after any number of rounds.
 
     Args:
         squared: distance of every pair.

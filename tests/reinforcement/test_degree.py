@@ -88,3 +88,18 @@ def test_products_and_their_needs() -> None:
     torch.testing.assert_close(weight, product / product.max())
     with pytest.raises(ValueError, match="factor 'degre', expected some of uniform"):
         WeightedWard("cls_attention*degre")
+
+
+def test_powers_and_what_is_looked_at_first() -> None:
+    image = make_image(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
+    root = WeightedWard("inverse_degree^0.5").weight(image)[2]
+    torch.testing.assert_close(root, WeightedWard().weight(image)[2].sqrt())
+    method = WeightedWard("question_attention*inverse_degree^0.5", look=10)
+    assert method.needs == {"question_attention"} and method.question_aware
+    first, expected = method.first_plan(image), WeightedWard("inverse_degree^0.5")(image, torch.tensor([10]))
+    assert first is not None and torch.equal(first.slot, expected.slot)
+    assert WeightedWard().first_plan(image) is None
+    with pytest.raises(ValueError, match="look is 0, expected at least 1"):
+        WeightedWard(look=0)
+    with pytest.raises(ValueError, match=r"'inverse_degree\^high', expected a number"):
+        WeightedWard("inverse_degree^high")
