@@ -16,7 +16,8 @@ SHORT = (
     *("random", "uniform_grid", "pool", "cls_attention", "kmeans", "tome", "vision_zip", "div_prune", "gprune"),
     *("agglomerative", "dbdpc", "mmtok", "weighted_ward"),
 )
-"""Methods of the demo, the strongest rivals and our untrained one among them; the catalogue takes several times as long."""
+"""Methods of the demo, the strongest rivals and our untrained one among them; the catalogue takes several times as
+long."""
 
 
 def demo(
