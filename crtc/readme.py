@@ -43,6 +43,9 @@ def blocks() -> dict[str, str]:
         found["benchmark"] = found["benchmark"].partition("\n\n| method | planning")[0]
     if "retention" in found:
         found["retention"] = cut(found["retention"])
+    untrained = ROOT / "results/untrained/table.md"
+    if untrained.exists():
+        found["untrained"] = untrained.read_text().partition("\n\n**")[0]
     mlp = ROOT / "results/mlp/table.md"
     if mlp.exists():
         found["mlp"] = with_mass(mlp.read_text())
