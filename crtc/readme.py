@@ -34,6 +34,7 @@ def blocks() -> dict[str, str]:
         "ablation": "results/ablation/table.md",
         "hosts": "results/hosts/table.md",
         "benchmark": "results/benchmark/table.md",
+        "photographs": "results/photographs/table.md",
         "authors": "results/benchmark/authors.md",
     }
     for name, file in tables.items():
