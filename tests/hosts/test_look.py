@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from crtc import compressed
@@ -18,6 +17,7 @@ from crtc.tasks.picture import Glyphs
 from crtc.tokens import TEXT, keep_all
 from tests.hosts.families import BROKEN, BUILDERS, IMG, VID, build
 from tests.hosts.references import cut, doubled, third
+from tests.hosts.watching import softmax_shapes
 from tests.test_compression import state
 
 RECURRENT = {"qwen3_5": "linear_attention", "lfm2_vl": "conv"}
@@ -183,18 +183,9 @@ def test_flex_attention_tells_the_same(make_llava, make_prompts, monkeypatch):
 @torch.no_grad()
 def test_only_the_queries_that_ask(make_llava, make_prompts, monkeypatch):
     encoded = encode(make_llava(), make_prompts((1, 2), extra=(6, 3)))
-    largest = []
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            output = function(*args, **(kwargs or {}))
-            if getattr(function, "__name__", "") == "softmax":
-                largest.append(output.shape)
-            return output
-
-    with Watch():
+    with softmax_shapes() as shapes:
         whole = question_attention(encoded, third(encoded.tokens))
-    assert largest == [(2, 4, 8, 16)] * 2  # two words and six
+    assert shapes == [(2, 4, 8, 16)] * 2  # two words and six
     monkeypatch.setattr("crtc.hosts.look.QUERIES_AT_ONCE", 3)
     torch.testing.assert_close(question_attention(encoded, third(encoded.tokens)), whole, **NEAR)
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.vision_utils import get_vision_window_index
 
@@ -15,6 +14,7 @@ from crtc.hosts.patches import reached, shapes_only
 from crtc.methods.method import ScoreMethod
 from crtc.tokens import SIGNALS
 from tests.hosts.families import BUILDERS, GRIDS, build
+from tests.hosts.watching import softmax_shapes
 
 EVERY = ((0, 1, 2),)
 BLIND = {"idefics2", "got_ocr2", "granite4_vision", "fuyu"}
@@ -191,23 +191,13 @@ def test_a_chosen_layer(attention):
 def test_never_the_whole_matrix(monkeypatch):
     """One row of attention for [CLS], a few queries at once for what is received."""
     host = build("llava")
-    largest = []
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            output = function(*args, **(kwargs or {}))
-            if getattr(function, "__name__", "") == "softmax":
-                largest.append(output.shape)
-            return output
-
     monkeypatch.setattr(attentions, "QUERIES_AT_ONCE", 8)
-    with Watch():
+    with softmax_shapes() as shapes:
         encode(host.model, host.inputs(), ["cls_attention"])
-    assert set(largest) == {(3, 2, 1, 37)}
-    largest.clear()
-    with Watch():
+    assert set(shapes) == {(3, 2, 1, 37)}
+    with softmax_shapes() as shapes:
         encode(host.model, host.inputs(), ["received_attention"])
-    assert {shape[2] for shape in largest} == {8, 5} and len(largest) == 5
+    assert {shape[2] for shape in shapes} == {8, 5} and len(shapes) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
