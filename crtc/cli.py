@@ -26,7 +26,7 @@ from crtc.hosts.classifier import load_classifier
 from crtc.hosts.embedded import image_tokens, load_host
 from crtc.methods import Method, catalogue, get_method, golden, trained
 from crtc.methods.inside import DEPTH
-from crtc.methods.rows import field, left_out, scorers
+from crtc.methods.rows import field, left_out, named, scorers
 from crtc.showing import answer, record
 from crtc.tasks.glyphs.photographs import Split
 from crtc.tasks.labelled import labelled
@@ -72,7 +72,8 @@ def evaluate(
     Args:
         host: the embedded one, or a folder or hub id of a LLaVA.
         data: JSON lines with image, question, answers and optional boxes; glyph scenes without.
-        methods: names of the catalogue, "reinforced blind" among them; all that are ready without.
+        methods: names of the catalogue, "reinforced blind" among them, settings behind them in brackets, as in
+            "weighted_ward(importance=uniform)"; all that are ready without.
         scorer: folder of a scorer to add, or several; of any method that `crtc fit` trains.
         counts: whole tokens per image; 192, 128, 64, 32, 16 without.
         keep: fractions in the place of counts, or one of them.
@@ -134,16 +135,7 @@ def _host(name: str, dtype: Name, device: str) -> tuple[Any, Any]:
 
 
 def _rows(names: list[str] | None, folders: list[str]) -> dict[str, Method]:
-    if names is None:
-        return field(folders)
-    rows: dict[str, Method] = {}
-    for name in names:
-        blind = name.endswith(" blind")
-        try:
-            rows[name] = get_method(name.removesuffix(" blind"), **({"question": False} if blind else {}))
-        except TypeError as error:
-            raise ValueError(f"method {name!r} cannot be made: {error}") from error
-    return {**rows, **scorers(folders)}
+    return field(folders) if names is None else {**named(names), **scorers(folders)}
 
 
 def classify(

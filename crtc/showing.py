@@ -2,6 +2,7 @@
 evaluation leaves behind: figures, tables, curves, overlays, and a run on W&B.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def overlays(
     labels = [label for label in DRAWN if label in methods] or list(methods)[:3]
     drawn = {}
     for label in labels:
-        path = Path(folder) / f"overlay-{label.replace(' ', '-')}.png"
+        path = Path(folder) / f"overlay-{re.sub(r'[^A-Za-z0-9_]+', '-', label).strip('-')}.png"
         answer(host, picture, picture.questions[0].text, methods[label], count=count, path=path)
         drawn[f"overlay/{label}"] = path
     return drawn

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from crtc.methods.catalogue import catalogue, get_method, trainable, trained, unready
 from crtc.methods.method import Method
 
@@ -20,6 +22,42 @@ def field(folders: Sequence[Path | str] = (), *, names: Sequence[str] | None = N
     rows["reinforced"] = get_method("reinforced")
     rows["reinforced blind"] = get_method("reinforced", question=False)
     return {**rows, **scorers(folders)}
+
+
+def named(names: Sequence[str]) -> dict[str, Method]:
+    """Methods by what a user writes, which is also the label of their row.
+
+    Args:
+        names: of the catalogue; `reinforced blind` is the scorer without the question, and settings follow in brackets:
+            `weighted_ward(importance=cls_attention*inverse_degree)`, `kmeans(seed=1, metric=spherical)`.
+
+    Raises:
+        ValueError: if there is no such method, or it cannot be made with these settings.
+    """
+    rows: dict[str, Method] = {}
+    for text in names:
+        name, settings = _settings(text)
+        if name.endswith(" blind"):
+            settings["question"] = False
+        try:
+            rows[text] = get_method(name.removesuffix(" blind"), **settings)
+        except TypeError as error:
+            raise ValueError(f"method {text!r} cannot be made: {error}") from error
+    return rows
+
+
+def _settings(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of `name(key=value, ...)`; values are YAML's numbers, truths and words."""
+    name, bracket, inside = text.partition("(")
+    if not bracket:
+        return text, {}
+    settings: dict[str, Any] = {}
+    for part in inside.removesuffix(")").split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (inside.endswith(")") and key.isidentifier() and equals and value):
+            raise ValueError(f"method is {text!r}, expected name(setting=value, ...)")
+        settings[key] = yaml.safe_load(value)
+    return name.strip(), settings
 
 
 def scorers(folders: Sequence[Path | str]) -> dict[str, Method]:
