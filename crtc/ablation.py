@@ -16,7 +16,7 @@ from crtc import __version__, tracking
 from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation, weights_digest
 from crtc.hosts.embedded import load_host
-from crtc.methods.reinforced import WEIGHED, Design, Reinforced
+from crtc.methods.reinforced_scorer import WEIGHED, Design, ReinforcedScorer
 from crtc.retention import Interval
 from crtc.showing import record
 from crtc.tasks.picture import Glyphs
@@ -158,7 +158,7 @@ def _run_one(
     asked = plan.get("evaluate", {})
     mass = bool(plan.get("mass", True))
     use = plan.get("use", {})
-    methods = {f"reinforced {way}": _scorer(trained / "scorer", way == "aware", use) for way in WAYS}
+    methods = {f"reinforced_scorer {way}": _scorer(trained / "scorer", way == "aware", use) for way in WAYS}
     loaded = load_host(host, dtype=resolve(dtype, device), device=device)
     for method in methods.values():
         method.to(loaded[0].device)
@@ -173,8 +173,8 @@ def _run_one(
     (target / "ablation.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
-def _scorer(folder: Path, question: bool, use: dict[str, Any]) -> Reinforced:
-    scorer = Reinforced.from_pretrained(folder, question=question)
+def _scorer(folder: Path, question: bool, use: dict[str, Any]) -> ReinforcedScorer:
+    scorer = ReinforcedScorer.from_pretrained(folder, question=question)
     return scorer.with_design(**use) if use else scorer
 
 
@@ -202,7 +202,7 @@ def tabulate(
             continue
         cells = []
         for way in WAYS:
-            rows = [[row for row in said["rows"] if row["method"] == f"reinforced {way}"] for said in summaries]
+            rows = [[row for row in said["rows"] if row["method"] == f"reinforced_scorer {way}"] for said in summaries]
             counts = sorted({row["count"] for row in rows[0]}, reverse=True)
             header = [column for w in WAYS for column in (*(f"{w} {count}" for count in counts), f"KL {w}")]
             for count in counts:

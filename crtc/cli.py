@@ -72,8 +72,8 @@ def evaluate(
     Args:
         host: the embedded one, or a folder or hub id of a LLaVA.
         data: JSON lines with image, question, answers and optional boxes; glyph scenes without.
-        methods: names of the catalogue, "reinforced blind" among them, settings behind them in brackets, as in
-            "weighted_ward(importance=uniform)"; all that are ready without.
+        methods: names of the catalogue, "reinforced_scorer blind" among them, settings behind them in brackets, as in
+            "reinforced(importance=uniform)"; all that are ready without.
         scorer: folder of a scorer to add, or several; of any method that `crtc fit` trains.
         counts: whole tokens per image; 192, 128, 64, 32, 16 without.
         keep: fractions in the place of counts, or one of them.

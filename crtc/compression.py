@@ -36,7 +36,7 @@ from crtc.methods import Method, get_method
 from crtc.methods.method import keep_all
 from crtc.tokens import DROPPED, LAYER_SIGNALS, SIGNALS, Plan, Tokens
 
-DEFAULT = "weighted_ward"
+DEFAULT = "reinforced"
 """What compresses where nothing else is said: no training, no width, no question."""
 
 

@@ -14,7 +14,7 @@ from crtc.training.scorer import ScorerTraining
 
 SHORT = (
     *("random", "uniform_grid", "pool", "cls_attention", "kmeans", "tome", "vision_zip", "div_prune", "gprune"),
-    *("agglomerative", "dbdpc", "mmtok", "weighted_ward"),
+    *("agglomerative", "dbdpc", "mmtok", "reinforced"),
 )
 """Methods of the demo, the strongest rivals and our untrained one among them; the catalogue takes several times as
 long."""

@@ -18,7 +18,7 @@ SHOWN = {
     *{ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"},
     *{"pyramid_drop", "sparsevlm", "tome", "vision_zip", "kmeans", "dpc_knn", "dbdpc", "agglomerative", "div_prune"},
     *{"maximal_marginal_relevance", "scope", "cdpruner", "mmtok", "gprune", "personalized_page_rank"},
-    *{"learn_pruner", "vision_selector", "diff_prune", "reinforced", "reinforced blind"},
+    *{"learn_pruner", "vision_selector", "diff_prune", "reinforced_scorer", "reinforced_scorer blind"},
 }
 """Rows of the README's table; the file that it is cut from has all."""
 
@@ -77,7 +77,7 @@ def headline(summary: dict[str, Any]) -> str:
     """Relative accuracy of the scorer and of the best other method at every count, all at their better setting."""
     rows = [row for row in summary["rows"] if row["count"]]
     counts = sorted({row["count"] for row in rows}, reverse=True)
-    learned = {"reinforced": "reinforced", "reinforced blind": "reinforced, without the question"}
+    learned = {"reinforced_scorer": "trained", "reinforced_scorer blind": "trained, without the question"}
 
     def cell(chosen: list[dict[str, Any]]) -> str:
         best = max(chosen, key=lambda row: row["accuracy"])

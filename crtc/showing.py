@@ -20,7 +20,7 @@ from crtc.hosts.view import view_of
 from crtc.methods import Method
 from crtc.tasks.picture import Picture, Task
 
-DRAWN = ("reinforced", "reinforced blind", "kmeans", "div_prune")
+DRAWN = ("reinforced", "reinforced_scorer", "reinforced_scorer blind", "kmeans", "div_prune")
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,10 @@ def test_runs_what_is_missing_alone(files: dict[str, Path], tmp_path: Path, monk
     for name in ("base", "one_step", "no_merge"):
         content = json.loads((folder / f"{name}-seed0" / "ablation.json").read_text(), parse_constant=refuse)
         assert content["seed"] == 0 and content["plan"]["model"]["steps"] == 2
-        assert {row["method"] for row in content["summary"]["rows"]} >= {"reinforced aware", "reinforced blind"}
+        assert {row["method"] for row in content["summary"]["rows"]} >= {
+            "reinforced_scorer aware",
+            "reinforced_scorer blind",
+        }
         assert len(list((folder / f"{name}-seed0").glob("wandb/offline-run-*"))) == 1
         assert {file.name for file in (folder / f"{name}-seed0").glob("*.png")} >= {"curves.png"}
     monkeypatch.setattr(crtc.ablation, "fit_scorer", fail)

@@ -9,7 +9,7 @@ import torch
 from crtc import benchmark
 from crtc.benchmark import LOOPS, duel, make_pictures, owners, samples
 from crtc.cli import main
-from crtc.methods import Reinforced, catalogue, get_method, trainable, unready
+from crtc.methods import ReinforcedScorer, catalogue, get_method, trainable, unready
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -60,10 +60,10 @@ def test_from_the_command_line(
 
 def test_what_cannot_run_at_this_width_is_told(tmp_path: Path) -> None:
     said = benchmark.benchmark(
-        tmp_path, methods=["random", "reinforced"], batch=1, size=9, count=2, channels=8, repeats=1
+        tmp_path, methods=["random", "reinforced_scorer"], batch=1, size=9, count=2, channels=8, repeats=1
     )
-    assert "reinforced was skipped: tokens have 8 channels" in said and "| random | " in said
-    assert isinstance(get_method("reinforced"), Reinforced)
+    assert "reinforced_scorer was skipped: tokens have 8 channels" in said and "| random | " in said
+    assert isinstance(get_method("reinforced_scorer"), ReinforcedScorer)
 
 
 @pytest.mark.parametrize(

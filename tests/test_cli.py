@@ -17,7 +17,7 @@ from crtc.dtypes import fast_dtype
 from crtc.hosts.embedded import EMBEDDED
 from crtc.methods import LearnPruner, Random, VisionSelector, catalogue, trainable
 from crtc.methods.learned import UNREADY
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.tasks.picture import Glyphs
 
 Output = pytest.CaptureFixture[str]
@@ -119,7 +119,7 @@ def test_compress(scene: Path, tmp_path: Path, capsys: Output, options: list[str
 
 
 def test_compress_with_a_scorer_of_ones_own(scene: Path, tmp_path: Path, capsys: Output) -> None:
-    Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
+    ReinforcedScorer(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
     main(
         [
             "compress",
@@ -143,7 +143,7 @@ def test_evaluate_glyphs(tmp_path: Path, capsys: Output) -> None:
         [
             "evaluate",
             "--methods",
-            "[random, reinforced blind]",
+            "[random, reinforced_scorer blind]",
             "--counts",
             "[16]",
             "--pictures",
@@ -153,12 +153,12 @@ def test_evaluate_glyphs(tmp_path: Path, capsys: Output) -> None:
         ]
     )
     said = capsys.readouterr().out
-    assert "| random | no | plain |" in said and "| reinforced blind | no | kept |" in said
+    assert "| random | no | plain |" in said and "| reinforced_scorer blind | no | kept |" in said
     folder = tmp_path / "runs" / "evaluate"
     content = json.loads((folder / "results.json").read_text())
     assert content["questions"] == 4 and content["config"]["counts"] == [16]
     assert content["config"]["dtype"] == str(fast_dtype())
-    assert {row["method"] for row in content["rows"] if row["count"]} == {"random", "reinforced blind"}
+    assert {row["method"] for row in content["rows"] if row["count"]} == {"random", "reinforced_scorer blind"}
     for name in ("table.md", "questions.npz", "curves.png"):
         assert (folder / name).stat().st_size > 100
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1
@@ -174,18 +174,20 @@ def test_evaluate_what_cannot_spend_as_little(tmp_path: Path, capsys: Output) ->
 
 
 def test_evaluate_a_file(scene: Path, tmp_path: Path, capsys: Output) -> None:
-    Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
+    ReinforcedScorer(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
     options = ["--methods", "[kmeans]", "--scorer", "scorer", "--keep", "0.02", "--mass", "kept", "--output", "out"]
     main(["evaluate", "--data", str(asks(tmp_path)), *options, "--dtype", "float32"])
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["questions"] == 2 and content["pictures"] == 1 and content["config"]["task"] == "questions"
     rows = {(row["method"], row["mass"], row["count"]) for row in content["rows"] if row["count"]}
-    assert rows == {(name, True, 12) for name in ("kmeans", "reinforced (given)", "reinforced blind (given)")}
+    assert rows == {
+        (name, True, 12) for name in ("kmeans", "reinforced_scorer (given)", "reinforced_scorer blind (given)")
+    }
     assert "| kmeans | no | kept |" in capsys.readouterr().out
 
 
 def test_evaluate_several_scorers_of_any_kind(scene: Path, tmp_path: Path, capsys: Output) -> None:
-    Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "one")
+    ReinforcedScorer(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "one")
     for name in ("two", "three"):
         LearnPruner(192, hidden=8).save_pretrained(tmp_path / name)
     options = ["--methods", "[random]", "--scorer", "[one, two, three]", "--counts", "[9]", "--mass", "kept"]
@@ -193,8 +195,8 @@ def test_evaluate_several_scorers_of_any_kind(scene: Path, tmp_path: Path, capsy
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     labels = [
         "random",
-        "reinforced (given)",
-        "reinforced blind (given)",
+        "reinforced_scorer (given)",
+        "reinforced_scorer blind (given)",
         "learn_pruner (given)",
         "learn_pruner (three)",
     ]
@@ -296,14 +298,14 @@ def _break(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_cut, _break])
 def test_damaged_scorer(scene: Path, tmp_path: Path, capsys: Output, damage: Callable[[Path], None]) -> None:
-    Reinforced(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
+    ReinforcedScorer(192, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
     damage(tmp_path / "scorer")
     for command in (["compress", "--image", str(scene), "--prompt", "why?"], ["evaluate"]):
         refused([*command, "--scorer", "scorer"], "scorer holds no readable scorer", capsys)
 
 
 def test_scorer_of_another_host(scene: Path, tmp_path: Path, capsys: Output) -> None:
-    Reinforced(64, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
+    ReinforcedScorer(64, hidden=8, channels=2, metric=4, degree=3).save_pretrained(tmp_path / "scorer")
     message = "tokens have 192 channels, this scorer was trained on a host with 64"
     refused(["compress", "--image", str(scene), "--prompt", "why?", "--scorer", "scorer"], message, capsys)
 
@@ -387,7 +389,7 @@ def test_fit_and_ablate_from_the_command_line(small_host: Path, tmp_path: Path, 
     (tmp_path / "fit.yaml").write_text(f"model: {model}\nfolder: fitted\n")
     main(["fit", "--config", "fit.yaml", "--model.host", str(small_host)])
     assert "wrote the scorer to fitted/scorer" in capsys.readouterr().out
-    assert Reinforced.from_pretrained(tmp_path / "fitted" / "scorer").design.degree == 2
+    assert ReinforcedScorer.from_pretrained(tmp_path / "fitted" / "scorer").design.degree == 2
     assert len(list((tmp_path / "fitted").glob("wandb/offline-run-*"))) == 1
     evaluate = "evaluate: {pictures: 1, questions: 1, counts: [8]}"
     (tmp_path / "base.yaml").write_text(f"about: as it is\nmodel: {model}\n{evaluate}\n")

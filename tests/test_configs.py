@@ -9,7 +9,7 @@ import yaml
 
 from crtc.ablation import read, stacked
 from crtc.methods import trainable
-from crtc.methods.reinforced import Design, Reinforced
+from crtc.methods.reinforced_scorer import Design, ReinforcedScorer
 from crtc.training.fit import FitCLI
 from crtc.training.gates import GATES
 from crtc.training.host import STAGES, HostTraining
@@ -85,7 +85,7 @@ def test_ablations(file: Path) -> None:
     assert plan["about"] and (file.stem == "base" or plan != base)
     assert file.stem == "base" or len(set(change) - {"about", "seeds", "mass"}) <= 1, "a change is one thing"
     design = dict(plan["model"].get("design", {}))
-    scorer = Reinforced(8, **design)
+    scorer = ReinforcedScorer(8, **design)
     scorer.with_design(**plan.get("use", {}))
     assert plan["model"].get("gate", "assignment") in GATES
     assert int(plan.get("seeds", 1)) >= 1

@@ -18,8 +18,8 @@ def results(host: tuple[Any, Any]) -> Results:
     """96 questions about 8 test pictures."""
     methods = {
         "random": Random(),
-        "reinforced": get_method("reinforced"),
-        "reinforced blind": get_method("reinforced", question=False),
+        "reinforced_scorer": get_method("reinforced_scorer"),
+        "reinforced_scorer blind": get_method("reinforced_scorer", question=False),
     }
     return Evaluation(host, Glyphs("test", 8, 12), methods, counts=[COUNT]).run()
 
@@ -33,7 +33,7 @@ def test_the_host_looks_at_the_image(results: Results) -> None:
     assert results.runs[NO_IMAGE, False, 0].right.mean() < results.full().right.mean() - 0.3
 
 
-@pytest.mark.parametrize("label", ["reinforced", "reinforced blind"])
+@pytest.mark.parametrize("label", ["reinforced_scorer", "reinforced_scorer blind"])
 def test_the_scorer_beats_chance(results: Results, label: str) -> None:
     ours, random = (results.runs[name, better_setting(results, name, COUNT), COUNT] for name in (label, "random"))
     assert ours.right.sum() > random.right.sum()

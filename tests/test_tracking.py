@@ -76,7 +76,7 @@ def row(method: str, mass: bool, count: int, relative: float) -> dict[str, Any]:
 
 
 DIFFERENCE = {
-    "learned": "reinforced",
+    "learned": "reinforced_scorer",
     "against": "kmeans",
     "count": 16,
     "difference": {"value": 5.5, "low": 4.0, "high": 7.0},
@@ -112,7 +112,7 @@ def test_a_run_without_an_account_keeps_everything(tmp_path: Path) -> None:
     assert content["columns"][-3:] == ["relative", "low", "high"]
     assert content["data"][0][:3] == ["kmeans", True, 16] and content["data"][0][-3:] == [81.5, 80.5, 82.5]
     assert stored("families")["data"][1] == ["kmeans", False, 16, "color", 3, 35.125]
-    assert stored("differences")["data"] == [["reinforced", "kmeans", 16, 5.5, 4.0, 7.0]]
+    assert stored("differences")["data"] == [["reinforced_scorer", "kmeans", 16, 5.5, 4.0, 7.0]]
     (drawn,) = tmp_path.glob(f"wandb/offline-run-*/files/{logged['curves']['path']}")
     assert (logged["curves"]["width"], logged["curves"]["height"]) == Image.open(drawn).size == (20, 10)
     assert kept["relative/kmeans/mass/16"] == 81.5 and kept["relative/kmeans/plain/16"] == 70.25

@@ -16,6 +16,8 @@ from crtc.tokens import Plan, Tokens
 matplotlib.rcParams["figure.dpi"] = 110
 NAMED = 9
 """Methods whose curves have a color and a name, beside the scorer and `SOUGHT`: those that keep most where few stay."""
+OWN = {"reinforced": "black", "reinforced_scorer": "firebrick"}
+"""Colors of our lines, untrained and trained."""
 SOUGHT = {"random", "pool", "cls_attention", "vision_zip", "kmeans", "tome"}
 """Named too, since most readers look for them."""
 
@@ -49,7 +51,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
                 value,
                 yerr=[value - low, high - value],
                 label=label if label in named else f"{len(rest)} more" if label == rest[0] else "_",
-                color="black" if own else colors.get(label, "0.75"),
+                color=OWN.get(label.split(" ")[0], "black") if own else colors.get(label, "0.75"),
                 linestyle="--" if "(" in label else "-",  # the scorer of this run beside the shipped one
                 linewidth=2.6 if own else 1.4 if label in named else 0.7,
                 marker="o" if own else markers.get(label, ""),

@@ -26,7 +26,7 @@ from crtc.tokens import SIGNALS, Plan, Tokens
 
 METHODS = (
     *("random", "uniform_grid", "cls_attention", "tome", "kmeans", "dpc_knn", "dbdpc", "agglomerative", "div_prune"),
-    *("vision_zip", "weighted_ward"),
+    *("vision_zip", "reinforced"),
 )
 """What is compared without further words: the controls and the strongest of every family, none of them slow."""
 PARTS = (0.5, 0.25, 0.1, 0.04)

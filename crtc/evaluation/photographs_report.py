@@ -13,7 +13,7 @@ from crtc.evaluation.photographs import Classified
 from crtc.evaluation.report import finite
 from crtc.retention import Interval, difference, ratio, resamples
 
-REFERENCE = "weighted_ward"
+REFERENCE = "reinforced"
 """What the other methods are compared with, where it runs; else the first."""
 
 

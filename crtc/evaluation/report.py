@@ -11,7 +11,8 @@ import numpy as np
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE, Results, Run
 from crtc.retention import Bools, Floats, Interval, Resamples, difference, flips, ratio, resamples
 
-LEARNED = "reinforced"
+OURS, UNTRAINED = "reinforced", "reinforced"
+"""How the labels of our methods begin, and the label of the one that is not trained."""
 
 
 def summary(results: Results) -> dict[str, Any]:
@@ -71,14 +72,15 @@ def better_setting(results: Results, label: str, count: int) -> bool:
 
 
 def compare(results: Results, draws: Resamples) -> list[dict[str, Any]]:
-    """The learned rows against every other one that sees as much, and those of a scorer that was given against the
-    shipped one, each at its better setting, paired by question.
+    """Our rows against every other one that sees as much, trained ones against the untrained one, and those of a scorer
+    that was given against the shipped one, each at its better setting, paired by question.
     """
     full = results.full().right
     found = []
-    for learned in (label for label in results.labels if label.startswith(LEARNED)):
+    for learned in (label for label in results.labels if label.startswith(OURS)):
         for label in results.labels:
-            if label.startswith(LEARNED) and not learned.startswith(f"{label} ("):
+            mine = learned.startswith(f"{label} (") or (label == UNTRAINED and learned != UNTRAINED)
+            if label.startswith(OURS) and not mine:
                 continue
             if results.aware[label] and not results.aware[learned]:
                 continue
@@ -155,8 +157,9 @@ def _margins(results: Results, draws: Resamples) -> list[str]:
     """The learned rows minus the best of the others, and minus the shipped scorer where one was given, paired."""
     lines: list[str] = []
     differences = compare(results, draws)
-    shipped = [entry for entry in differences if entry["against"].startswith(LEARNED)]
-    others = [entry for entry in differences if entry not in shipped]
+    others = [entry for entry in differences if not entry["against"].startswith(OURS)]
+    untrained = [entry for entry in differences if entry["against"] == UNTRAINED]
+    shipped = [entry for entry in differences if entry not in others and entry not in untrained]
     for learned in dict.fromkeys(entry["learned"] for entry in others):
         lines += [
             f"**{learned}** minus the best other method that sees as much, in points of relative accuracy, "
@@ -172,15 +175,22 @@ def _margins(results: Results, draws: Resamples) -> list[str]:
             closest = min(rivals, key=lambda entry: entry["difference"]["value"])
             lines.append(f"| {count} | {closest['against']} | {Interval(**closest['difference'])} |")
         lines.append("")
-    if shipped:
-        lines += ["What was given minus what ships, in the same points:", ""]
-        lines += ["| scorer | " + " | ".join(map(str, results.counts)) + " |", "|---" * (len(results.counts) + 1) + "|"]
-        for learned in dict.fromkeys(entry["learned"] for entry in shipped):
-            found = {entry["count"]: entry["difference"] for entry in shipped if entry["learned"] == learned}
-            cells = [str(Interval(**found[count])) if count in found else "-" for count in results.counts]
-            lines.append(f"| {learned} | " + " | ".join(cells) + " |")
-        lines.append("")
+    lines += _own_margins("What was trained minus the untrained one", untrained, results.counts)
+    lines += _own_margins("What was given minus what ships", shipped, results.counts)
     return lines
+
+
+def _own_margins(title: str, entries: list[dict[str, Any]], counts: Sequence[int]) -> list[str]:
+    """Differences among our own rows, one line each."""
+    if not entries:
+        return []
+    lines = [f"{title}, in the same points:", ""]
+    lines += ["| scorer | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    for learned in dict.fromkeys(entry["learned"] for entry in entries):
+        found = {entry["count"]: entry["difference"] for entry in entries if entry["learned"] == learned}
+        cells = [str(Interval(**found[count])) if count in found else "-" for count in counts]
+        lines.append(f"| {learned} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _details(results: Results) -> list[str]:

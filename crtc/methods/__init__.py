@@ -47,6 +47,7 @@ from crtc.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from crtc.methods.random import Random as Random
 from crtc.methods.received_attention import ReceivedAttention as ReceivedAttention
 from crtc.methods.reinforced import Reinforced as Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer as ReinforcedScorer
 from crtc.methods.scope import Scope as Scope
 from crtc.methods.sparsevlm import SparseVLM as SparseVLM
 from crtc.methods.spectral_clustering import SpectralClustering as SpectralClustering
@@ -56,4 +57,3 @@ from crtc.methods.uniform_grid import UniformGrid as UniformGrid
 from crtc.methods.visionselector import VisionSelector as VisionSelector
 from crtc.methods.visionzip import VisionZip as VisionZip
 from crtc.methods.vispruner import VisPruner as VisPruner
-from crtc.methods.weighted_ward import WeightedWard as WeightedWard

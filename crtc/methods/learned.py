@@ -204,13 +204,14 @@ class Learned(ScoreMethod):
 
 
 def method_in(folder: Path | str) -> str:
-    """Class name of the learned method whose weights a folder holds; `Reinforced` where none is named, as in the
-    folders from the time when it was the only one.
+    """Class name of the learned method whose weights a folder holds; `ReinforcedScorer` where none is named, or by its
+    former name, as in folders from the time when it was the only one.
 
     Raises:
         ValueError: if the folder cannot be read.
     """
     try:
-        return str(json.loads((Path(folder) / _CONFIG).read_text()).get("method", "Reinforced"))
+        name = str(json.loads((Path(folder) / _CONFIG).read_text()).get("method", "Reinforced"))
+        return "ReinforcedScorer" if name == "Reinforced" else name
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} holds no readable scorer: {error}") from error

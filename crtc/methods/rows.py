@@ -17,10 +17,10 @@ def field(folders: Sequence[Path | str] = (), *, names: Sequence[str] | None = N
         folders: of trained scorers to compare beside the shipped one.
         names: of the other methods; without, all of the catalogue that are ready, `left_out` says which are not.
     """
-    chosen = [name for name in catalogue() if name != "reinforced" and name not in unready()]
+    chosen = [name for name in catalogue() if name != "reinforced_scorer" and name not in unready()]
     rows: dict[str, Method] = {name: get_method(name) for name in (chosen if names is None else names)}
-    rows["reinforced"] = get_method("reinforced")
-    rows["reinforced blind"] = get_method("reinforced", question=False)
+    rows["reinforced_scorer"] = get_method("reinforced_scorer")
+    rows["reinforced_scorer blind"] = get_method("reinforced_scorer", question=False)
     return {**rows, **scorers(folders)}
 
 
@@ -28,8 +28,8 @@ def named(names: Sequence[str]) -> dict[str, Method]:
     """Methods by what a user writes, which is also the label of their row.
 
     Args:
-        names: of the catalogue; `reinforced blind` is the scorer without the question, and settings follow in brackets:
-            `weighted_ward(importance=cls_attention*inverse_degree)`, `kmeans(seed=1, metric=spherical)`.
+        names: of the catalogue; `reinforced_scorer blind` is the scorer without the question, and settings follow in
+            brackets: `reinforced(importance=cls_attention*inverse_degree)`, `kmeans(seed=1, metric=spherical)`.
 
     Raises:
         ValueError: if there is no such method, or it cannot be made with these settings.

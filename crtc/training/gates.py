@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from crtc.methods.learned import Importance, Learned
 from crtc.methods.method import keep_all
-from crtc.methods.reinforced import Placed, Reinforced
+from crtc.methods.reinforced_scorer import Placed, ReinforcedScorer
 from crtc.selection import top_k
 from crtc.tokens import Plan, Tokens, apply
 
@@ -52,7 +52,12 @@ Gate = Callable[[Any, Any, Tokens, Int[Tensor, " G"], float, torch.Generator], G
 
 
 def assignment(
-    scorer: Reinforced, said: Placed, tokens: Tokens, k: Int[Tensor, " G"], progress: float, random: torch.Generator
+    scorer: ReinforcedScorer,
+    said: Placed,
+    tokens: Tokens,
+    k: Int[Tensor, " G"],
+    progress: float,
+    random: torch.Generator,
 ) -> Gated:
     """Hard clusters forward, soft assignment backward: tokens learn what they would add to each slot.
 

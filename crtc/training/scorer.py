@@ -1,5 +1,5 @@
-"""Train a learned method, `Reinforced` or one of its peers, through a frozen host: the compressed model is to answer as
-the full one does.
+"""Train a learned method, `ReinforcedScorer` or one of its peers, through a frozen host: the compressed model is to
+answer as the full one does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -128,7 +128,7 @@ class ScorerTraining(lightning.LightningModule):
         host: str = "embedded",
         data: str | None = None,
         calibration: str | None = None,
-        scorer: str = "reinforced",
+        scorer: str = "reinforced_scorer",
         design: dict[str, Any] | None = None,
         gate: str = "assignment",
         counts: Sequence[int] = COUNTS,

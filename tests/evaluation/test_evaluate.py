@@ -24,7 +24,7 @@ from crtc.hosts.dialogue import dialogue, prompt_of, prompts
 from crtc.hosts.embedded import load_host
 from crtc.methods import ClsAttention, FastV, KMeans, Method, Random, VisionZip, catalogue, get_method
 from crtc.methods.method import ScoreMethod, keep_all
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.tasks.glyphs.scene import make_scene
 from crtc.tasks.picture import Glyphs, JsonLines, Picture, Question
 from crtc.tokens import Tokens
@@ -139,7 +139,7 @@ def test_spread_is_the_plan_of_every_prompt(host: Host, task: Task) -> None:
     encoded = encode(model, talk.inputs, ["cls_attention", "keys"], image_of=talk.image_of)
     first = torch.tensor([0, 1, 3])
     looks = prompts(encoded, talk.targets).select(first)
-    for method in (KMeans(), VisionZip(), Reinforced(192, question=False)):
+    for method in (KMeans(), VisionZip(), ReinforcedScorer(192, question=False)):
         plan = spread(method(looks, torch.tensor([9, 30, 4])), looks, encoded.tokens, talk.image_of)
         direct = method(encoded.tokens, torch.tensor([9, 30, 30, 4, 4, 4]))
         assert torch.equal(plan.kept, direct.kept) and torch.equal(plan.slot, direct.slot)
@@ -151,7 +151,7 @@ def test_spread_is_the_plan_of_every_prompt(host: Host, task: Task) -> None:
 
 
 def test_batches_do_not_matter(host: Host, task: Task) -> None:
-    methods = {"kmeans": KMeans(), "reinforced": Reinforced(192)}
+    methods = {"kmeans": KMeans(), "reinforced_scorer": ReinforcedScorer(192)}
     one, three = (Evaluation(host, task, methods, counts=[20], masses=[True], batch=size).run() for size in (1, 3))
     assert (WRONG_IMAGE, False, 0) in three.runs
     for key in one.runs:
@@ -249,7 +249,7 @@ def test_float_types_agree(host: Host) -> None:
 def test_other_weights_are_another_evaluation(host: Host, task: Task) -> None:
     torch.manual_seed(0)
     configs = [
-        Evaluation(host, task, {"reinforced": Reinforced(192, **design)}, counts=[16]).config
+        Evaluation(host, task, {"reinforced_scorer": ReinforcedScorer(192, **design)}, counts=[16]).config
         for design in ({}, {}, {"merge": False})
     ]
     assert configs[0] != configs[1] and configs[1] != configs[2]
@@ -318,7 +318,7 @@ def test_digests_tell_the_order_of_weights() -> None:
 
 
 def test_one_label_with_and_without_the_question(host: Host, task: Task, tmp_path: Path) -> None:
-    scorer = get_method("reinforced")
+    scorer = get_method("reinforced_scorer")
     for question in (True, False):
         scorer.question_aware = question
         Evaluation(host, task, {"mine": scorer}, counts=(8,), masses=(True,)).run(tmp_path)
@@ -409,7 +409,7 @@ def test_answers_are_generated_as_they_are_judged(host: Host, task: Task) -> Non
 
 
 def test_the_same_method_with_and_without_the_question_is_kept_apart(host: Host, task: Task, tmp_path: Path) -> None:
-    methods = {"aware": get_method("reinforced"), "blind": get_method("reinforced", question=False)}
+    methods = {"aware": get_method("reinforced_scorer"), "blind": get_method("reinforced_scorer", question=False)}
     kept = Evaluation(host, task, methods, counts=[16], masses=[True])
     fresh = kept.run()
     kept.run(tmp_path)

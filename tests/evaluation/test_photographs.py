@@ -13,7 +13,7 @@ from torch import Tensor
 from crtc.evaluation.photographs import Photographs
 from crtc.evaluation.photographs_report import curves, markdown, save, summary
 from crtc.hosts.classifier import Classifier, load_classifier
-from crtc.methods import ClsAttention, DivPrune, FastV, HiPrune, KMeans, MMTok, Random, Reinforced
+from crtc.methods import ClsAttention, DivPrune, FastV, HiPrune, KMeans, MMTok, Random, ReinforcedScorer
 from crtc.methods.method import ScoreMethod
 from crtc.tasks.labelled import Labelled, labelled
 from crtc.tokens import Tokens
@@ -125,7 +125,7 @@ def test_what_cannot_run_is_skipped_with_the_reason(classifier: Classifier, data
         "mmtok": MMTok(),
         "fastv": FastV(),
         "hiprune": HiPrune(),
-        "scorer": Reinforced(32),
+        "scorer": ReinforcedScorer(32),
     }
     results = Photographs(classifier, data, methods, **SETTING).run(tmp_path)
     assert {label for label, *_ in results.runs} == {"kmeans"}
@@ -187,9 +187,9 @@ def test_what_is_written(classifier: Classifier, data: Labelled, tmp_path: Path)
 
 
 def test_the_reference_is_weighted_ward_where_it_runs(classifier: Classifier, data: Labelled) -> None:
-    results = Photographs(classifier, data, {"random": Random(), "weighted_ward": Spy()}, **SETTING).run()
+    results = Photographs(classifier, data, {"random": Random(), "reinforced": Spy()}, **SETTING).run()
     said = summary(results)
-    assert said["reference"] == "weighted_ward" and "minus that of weighted_ward" in markdown(said)
+    assert said["reference"] == "reinforced" and "minus that of reinforced" in markdown(said)
 
 
 def test_a_model_that_is_never_right(classifier: Classifier, data: Labelled, tmp_path: Path) -> None:

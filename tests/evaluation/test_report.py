@@ -17,8 +17,14 @@ from crtc.methods import KMeans
 from crtc.retention import resamples
 from tests.making import make_tokens
 
-METHODS = ("random", "kmeans", "cross_modal", "reinforced", "reinforced blind")
-AWARE = {"random": False, "kmeans": False, "cross_modal": True, "reinforced": True, "reinforced blind": False}
+METHODS = ("random", "kmeans", "cross_modal", "reinforced_scorer", "reinforced_scorer blind")
+AWARE = {
+    "random": False,
+    "kmeans": False,
+    "cross_modal": True,
+    "reinforced_scorer": True,
+    "reinforced_scorer blind": False,
+}
 COUNTS = (64, 16)
 
 
@@ -58,7 +64,10 @@ def test_every_method_and_count_is_in_the_table(masses: tuple[bool, ...]) -> Non
         for row in rows:
             assert len(row.split("|")) == 9 and "nan" not in row
     assert "tired was skipped: the host sleeps." in table
-    assert "**reinforced** minus the best other" in table and "**reinforced blind** minus the best other" in table
+    assert (
+        "**reinforced_scorer** minus the best other" in table
+        and "**reinforced_scorer blind** minus the best other" in table
+    )
     assert "| method | color | count |" in table and "| questions | 4 | 4 |" in table
     for line in table.splitlines():  # every table is whole
         if line.startswith("|---"):
@@ -106,7 +115,10 @@ def test_learned_rows_meet_their_equals_alone() -> None:
     results = made_up()
     found = compare(results, resamples(results.picture))
     rivals = {learned: {e["against"] for e in found if e["learned"] == learned} for learned in METHODS[3:]}
-    assert rivals == {"reinforced": {"random", "kmeans", "cross_modal"}, "reinforced blind": {"random", "kmeans"}}
+    assert rivals == {
+        "reinforced_scorer": {"random", "kmeans", "cross_modal"},
+        "reinforced_scorer blind": {"random", "kmeans"},
+    }
     for entry in found:
         runs = [
             results.runs[label, better_setting(results, label, entry["count"]), entry["count"]]
@@ -147,22 +159,24 @@ def test_overlay_is_a_picture(importance: bool, tmp_path: Path) -> None:
 def test_a_count_that_no_rival_can_spend_has_no_margin() -> None:
     """As beside methods inside the language model alone."""
     results = made_up()
-    for key in [key for key in results.runs if key[2] == 16 and not key[0].startswith("reinforced")]:
+    for key in [key for key in results.runs if key[2] == 16 and not key[0].startswith("reinforced_scorer")]:
         del results.runs[key]
-    margins = markdown(results).partition("**reinforced** minus")[2].partition("**reinforced blind**")[0]
+    margins = markdown(results).partition("**reinforced_scorer** minus")[2].partition("**reinforced_scorer blind**")[0]
     assert [line.split("|")[1].strip() for line in margins.splitlines() if line.startswith("| ")][1:] == ["64"]
 
 
 def test_a_scorer_that_was_given_meets_the_shipped_one() -> None:
     results = made_up()
     for (label, mass, count), run in list(results.runs.items()):
-        if label.startswith("reinforced"):
+        if label.startswith("reinforced_scorer"):
             results.runs[f"{label} (given)", mass, count] = replace(run, right=~run.right)
             results.aware[f"{label} (given)"] = results.aware[label]
     found = {(entry["learned"], entry["against"]) for entry in compare(results, resamples(results.picture))}
-    ours = {(f"{label} (given)", label) for label in ("reinforced", "reinforced blind")}
-    assert ours == {pair for pair in found if pair[1].startswith("reinforced")}
+    ours = {(f"{label} (given)", label) for label in ("reinforced_scorer", "reinforced_scorer blind")}
+    assert ours == {pair for pair in found if pair[1].startswith("reinforced_scorer")}
     table = markdown(results)
-    assert "What was given minus what ships" in table and "| reinforced blind (given) | " in table
-    assert "| reinforced |" not in table.partition("minus the best")[2].partition("What was given")[0]  # as best other
+    assert "What was given minus what ships" in table and "| reinforced_scorer blind (given) | " in table
+    assert (
+        "| reinforced_scorer |" not in table.partition("minus the best")[2].partition("What was given")[0]
+    )  # as best other
     assert "What was given" not in markdown(made_up())

@@ -23,7 +23,7 @@ from crtc.hosts.dialogue import (
 )
 from crtc.hosts.embedded import load_host, make_processor
 from crtc.methods import CrossModalSimilarity, KMeans, Method
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.tasks.picture import Glyphs, Picture, Question
 from crtc.tokens import Tokens
 
@@ -151,7 +151,9 @@ def seen(host: Host, pictures: list[Picture]) -> tuple[Encoded, Tokens, torch.Te
     return encoded, prompts(encoded, talk.targets), talk.targets
 
 
-@pytest.mark.parametrize("method", [CrossModalSimilarity(), Reinforced(192), KMeans()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [CrossModalSimilarity(), ReinforcedScorer(192), KMeans()], ids=lambda m: type(m).__name__
+)
 def test_a_method_never_sees_the_answer(host: Host, pictures: list[Picture], method: Method) -> None:
     some = [replace(pictures[0], questions=pictures[0].questions[:2])]
     (_, short, _), (_, long, _) = (seen(host, with_answers(some, text)) for text in ("red", "3 1 4 1 5"))

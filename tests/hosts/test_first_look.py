@@ -9,7 +9,7 @@ import torch
 import crtc
 from crtc.evaluation import Evaluation
 from crtc.hosts import encode, question_attention
-from crtc.methods import WeightedWard
+from crtc.methods import Reinforced
 from crtc.tasks.picture import Glyphs
 from tests.hosts.families import build
 
@@ -20,7 +20,7 @@ def test_plans_by_what_the_model_attends_to(
     make_llava: Callable[..., Any], make_prompts: Callable[..., dict[str, Any]]
 ) -> None:
     model, inputs = make_llava(), make_prompts()
-    method = WeightedWard(LOOK, look=4)
+    method = Reinforced(LOOK, look=4)
     short = crtc.compress(model, inputs, method, count=2)
     encoded = encode(model, inputs)
     first = method.first_plan(encoded.tokens)
@@ -35,7 +35,7 @@ def test_plans_by_what_the_model_attends_to(
 
 
 def test_its_cost_counts_and_the_question_matters(host: tuple[Any, Any]) -> None:
-    methods = {"plain": WeightedWard(), "look": WeightedWard(LOOK, look=32)}
+    methods = {"plain": Reinforced(), "look": Reinforced(LOOK, look=32)}
     results = Evaluation(host, Glyphs("calibration", 2, 6), methods, counts=[16], masses=(True,)).run()
     assert results.runs["plain", True, 16].layer_equivalent == 16
     assert results.runs["look", True, 16].layer_equivalent == 48
@@ -48,7 +48,7 @@ def test_needs_no_width(name: str) -> None:
     """Without a word on models of any family, with and without the look, and with mass."""
     host = build(name, "sdpa")
     inputs = host.inputs()
-    for method in ({}, {"method": WeightedWard(LOOK, look=3)}):
+    for method in ({}, {"method": Reinforced(LOOK, look=3)}):
         with crtc.compressed(host.model, keep=0.5, **method) as handle:
             host.model.generate(**inputs, max_new_tokens=2, do_sample=False)
         assert handle.tokens is not None and handle.plan is not None and handle.plan.merges

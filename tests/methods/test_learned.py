@@ -22,11 +22,11 @@ from crtc.methods import (
 )
 from crtc.methods.learned import Learned
 from crtc.methods.pyg_pooling import _Pooling
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.tokens import Groups, Tokens
 from tests.making import make_tokens
 
-PEERS = sorted(set(trainable()) - {"reinforced"})
+PEERS = sorted(set(trainable()) - {"reinforced_scorer"})
 every_peer = pytest.mark.parametrize("name", PEERS)
 
 
@@ -62,24 +62,24 @@ def test_a_folder_says_whose_it_is(name: str, tokens: Tokens, tmp_path: Path) ->
     read = trained(tmp_path)
     assert type(read) is type(scorer) and read.made_of() == scorer.made_of() and not read.training
     torch.testing.assert_close(read.score(tokens), scorer.score(tokens), rtol=0, atol=0)
-    with pytest.raises(ValueError, match=f"holds a {type(scorer).__name__}, expected a Reinforced"):
-        Reinforced.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"holds a {type(scorer).__name__}, expected a ReinforcedScorer"):
+        ReinforcedScorer.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no readable scorer"):
         trained(tmp_path, question=False)
 
 
 def test_a_folder_that_names_no_method_is_ours(tmp_path: Path) -> None:
-    shutil.copytree(Reinforced.shipped(), tmp_path / "old")
-    config = json.loads((Reinforced.shipped() / "config.json").read_text())
-    assert config.pop("method") == "Reinforced"
+    shutil.copytree(ReinforcedScorer.shipped(), tmp_path / "old")
+    config = json.loads((ReinforcedScorer.shipped() / "config.json").read_text())
+    assert config.pop("method") == "ReinforcedScorer"
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
     read = trained(tmp_path / "old", question=False)
-    assert isinstance(read, Reinforced) and not read.question_aware
+    assert isinstance(read, ReinforcedScorer) and not read.question_aware
     read.save_pretrained(tmp_path)
     for name, value in trained(tmp_path).state_dict().items():
         assert torch.equal(value, read.state_dict()[name])
     stored, made = (
-        json.loads((folder / "config.json").read_text())["design"] for folder in (Reinforced.shipped(), tmp_path)
+        json.loads((folder / "config.json").read_text())["design"] for folder in (ReinforcedScorer.shipped(), tmp_path)
     )
     assert stored == made
 

@@ -2,19 +2,19 @@
 
 import pytest
 
-from crtc.methods import KMeans, WeightedWard
+from crtc.methods import KMeans, Reinforced
 from crtc.methods.rows import named
 
 
 def test_settings_follow_in_brackets() -> None:
-    label = "weighted_ward(importance=question_attention*inverse_degree^0.5, look=32)"
-    rows = named(["random", "kmeans( seed = 3,metric=spherical )", label, "reinforced blind"])
-    assert list(rows) == ["random", "kmeans( seed = 3,metric=spherical )", label, "reinforced blind"]
+    label = "reinforced(importance=question_attention*inverse_degree^0.5, look=32)"
+    rows = named(["random", "kmeans( seed = 3,metric=spherical )", label, "reinforced_scorer blind"])
+    assert list(rows) == ["random", "kmeans( seed = 3,metric=spherical )", label, "reinforced_scorer blind"]
     ward, clusters = rows[label], rows["kmeans( seed = 3,metric=spherical )"]
-    assert isinstance(ward, WeightedWard) and isinstance(clusters, KMeans)
+    assert isinstance(ward, Reinforced) and isinstance(clusters, KMeans)
     assert ward.importance == "question_attention*inverse_degree^0.5" and ward.look == 32
     assert clusters.seed == 3 and clusters.metric == "spherical"
-    assert not rows["reinforced blind"].question_aware
+    assert not rows["reinforced_scorer blind"].question_aware
 
 
 @pytest.mark.parametrize(

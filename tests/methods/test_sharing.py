@@ -14,7 +14,7 @@ import crtc
 from crtc.hosts.embedded import load_host
 from crtc.methods import LearnPruner, trainable, trained
 from crtc.methods.origin import Origin
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.tasks.picture import Glyphs
 from tests.making import make_tokens
 
@@ -56,9 +56,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return found
 
 
-def make(**settings: Any) -> Reinforced:
+def make(**settings: Any) -> ReinforcedScorer:
     torch.manual_seed(0)
-    scorer = Reinforced(16, hidden=8, channels=2, metric=4, degree=3, **settings).eval()
+    scorer = ReinforcedScorer(16, hidden=8, channels=2, metric=4, degree=3, **settings).eval()
     scorer.origin = ORIGIN
     return scorer
 
@@ -72,12 +72,12 @@ def test_there_and_back(hub: Hub) -> None:
         "config.json",
         "model.safetensors",
     ]
-    for read in (Reinforced.from_pretrained("me/mine"), trained("me/mine")):
+    for read in (ReinforcedScorer.from_pretrained("me/mine"), trained("me/mine")):
         assert read.origin == ORIGIN and read.made_of() == scorer.made_of() and not read.training
         torch.testing.assert_close(read.score(tokens), scorer.score(tokens), rtol=0, atol=0)
     assert hub.asked == [("me/mine", ["config.json", "model.safetensors"])] * 2
     blind = trained("me/mine", question=False)
-    assert isinstance(blind, Reinforced) and not blind.question_aware
+    assert isinstance(blind, ReinforcedScorer) and not blind.question_aware
 
 
 def test_a_folder_of_that_name_is_taken_first(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_an_answer_of_the_hub_is_an_error_of_the_user(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("crtc.methods.sharing.snapshot_download", refuse)
     with pytest.raises(ValueError, match="the hub does not give it: no such repository"):
-        Reinforced.from_pretrained("me/mine")
+        ReinforcedScorer.from_pretrained("me/mine")
 
 
 @pytest.mark.parametrize("repo", ["mine", "a/b/c", "/a/b", "../b", "a b/c"])
@@ -116,7 +116,7 @@ def test_what_is_no_hub_id_is_not_asked_for(repo: str, hub: Hub) -> None:
 
 def test_another_method_is_refused(hub: Hub) -> None:
     make().push_to_hub("me/mine")
-    with pytest.raises(ValueError, match="me/mine holds a Reinforced, expected a LearnPruner"):
+    with pytest.raises(ValueError, match="me/mine holds a ReinforcedScorer, expected a LearnPruner"):
         LearnPruner.from_pretrained("me/mine")
 
 
@@ -136,7 +136,7 @@ def test_the_card(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: crtc\nlicense: apache-2.0\n")
     assert "base_model: llava-hf/llava-1.5-7b-hf\n---\n" in text
-    assert "# Reinforced, trained through llava-hf/llava-1.5-7b-hf\n" in text
+    assert "# ReinforcedScorer, trained through llava-hf/llava-1.5-7b-hf\n" in text
     assert "embedding space has 16 channels" in text and 'trained("me/mine")' in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert "| steps | 1500 |" in rows and "| counts | [64, 16] |" in rows and "| degree | 3 |" in rows

@@ -52,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("kmeans", {}, 32, True),
         ("kmeans", {}, 32, False),
-        ("reinforced", {}, 16, True),
-        ("reinforced", {"question": False}, 16, True),
+        ("reinforced_scorer", {}, 16, True),
+        ("reinforced_scorer", {"question": False}, 16, True),
         ("fastv", {}, 192, False),
     ],
 )

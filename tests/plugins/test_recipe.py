@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from crtc.methods import KMeans, Reinforced
+from crtc.methods import KMeans, ReinforcedScorer
 from crtc.plugins.recipe import Recipe, chosen
 
 
@@ -30,14 +30,14 @@ def test_wrong_recipes_are_refused(given: dict[str, Any], said: str) -> None:
 
 def test_methods_by_name_with_settings() -> None:
     assert isinstance(chosen("kmeans", None), KMeans)
-    blind = chosen("reinforced", None, question=False)
-    assert isinstance(blind, Reinforced) and not blind.question_aware
+    blind = chosen("reinforced_scorer", None, question=False)
+    assert isinstance(blind, ReinforcedScorer) and not blind.question_aware
 
 
 def test_scorers_by_folder(tmp_path: Any) -> None:
-    Reinforced.ready().save_pretrained(tmp_path)
+    ReinforcedScorer.ready().save_pretrained(tmp_path)
     scorer = chosen(None, str(tmp_path), question=False)
-    assert isinstance(scorer, Reinforced) and not scorer.question_aware
+    assert isinstance(scorer, ReinforcedScorer) and not scorer.question_aware
 
 
 @pytest.mark.parametrize(

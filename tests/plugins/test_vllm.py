@@ -63,10 +63,10 @@ def test_configuration_makes_the_method() -> None:
     assert serving(method="kmeans", keep=0.25).num_kept(576) == 144
     assert serving(method="vision_zip", keep=0.001).signals == ["cls_attention", "keys"]
     assert serving(method="vision_zip", keep=0.001).num_kept(576) == 1
-    folder = ROOT / "crtc" / "methods" / "glyphs" / "reinforced"
-    for given in ({"method": "reinforced"}, {"scorer": str(folder)}):
+    folder = ROOT / "crtc" / "methods" / "glyphs" / "reinforced_scorer"
+    for given in ({"method": "reinforced_scorer"}, {"scorer": str(folder)}):
         blind = serving(**given, settings={"question": False}, count=64)
-        assert type(blind.method).__name__ == "Reinforced" and not blind.method.training
+        assert type(blind.method).__name__ == "ReinforcedScorer" and not blind.method.training
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_configuration_makes_the_method() -> None:
         ({"method": "mmtok", "count": 9}, "MMTok looks at the question, but vLLM encodes images without"),
         ({"method": "kmeans", "settings": 3, "count": 9}, "settings is 3, expected names and values"),
         ({"method": "pact", "count": 9}, "PACT acts inside the language model"),
-        ({"method": "reinforced", "count": 9}, 'Reinforced looks .* or "settings": {"question": false}'),
+        ({"method": "reinforced_scorer", "count": 9}, 'ReinforcedScorer looks .* or "settings": {"question": false}'),
     ],
 )
 def test_wrong_configuration_is_refused(given: dict[str, Any], reason: str) -> None:
@@ -203,7 +203,7 @@ def test_rows_are_those_of_compress(
         full = compress(model, inputs, said.method, count=4)
         expected = torch.cat(full["mm_encoder_outputs"]["image"].pooler_output).view(3, 4, -1)
         assert torch.equal(said.shortened(rows, Signals(**inside)), expected), name
-    assert {"mmtok", "cdpruner", "reinforced"} <= set(skipped)
+    assert {"mmtok", "cdpruner", "reinforced_scorer"} <= set(skipped)
     assert len(skipped) < len(catalogue()) / 2
 
 

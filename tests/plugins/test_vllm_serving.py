@@ -24,7 +24,7 @@ from crtc.tasks.picture import Glyphs  # noqa: E402
 CASES: list[dict[str, Any]] = [
     {"method": "kmeans", "count": 64},
     {"method": "vision_zip", "keep": 0.1},
-    {"method": "reinforced", "settings": {"question": False}, "count": 32},
+    {"method": "reinforced_scorer", "settings": {"question": False}, "count": 32},
 ]
 WORDS = 12
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crtc.methods import WeightedWard
+from crtc.methods import Reinforced
 from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
 from crtc.tokens import IMAGE, Plan, Tokens, apply
 from tests.making import make_image
@@ -34,7 +34,7 @@ def test_copies_do_not_count(seed: int, num: int, width: int, data: st.DataObjec
     times = torch.tensor(data.draw(st.lists(st.integers(1, 6), min_size=num, max_size=num)))
     source = torch.repeat_interleave(torch.arange(num), times)
     source = source[torch.randperm(len(source), generator=generator)]
-    method, k = WeightedWard("balanced_degree"), data.draw(st.integers(1, num - 1))
+    method, k = Reinforced("balanced_degree"), data.draw(st.integers(1, num - 1))
     once, often = method(tokens_of(x), torch.tensor([k])), method(tokens_of(x[source]), torch.tensor([k]))
     assert parts(once, torch.arange(num)) == parts(often, source)
     assert float(often.size.sum()) == len(source)
@@ -78,28 +78,28 @@ def test_inverse_degree_counts_what_is_alike() -> None:
 
 
 def test_products_and_their_needs() -> None:
-    method = WeightedWard("cls_attention * inverse_degree")
+    method = Reinforced("cls_attention * inverse_degree")
     assert method.needs == {"cls_attention"} and not method.question_aware
-    assert WeightedWard("text_relevance*inverse_degree").question_aware
+    assert Reinforced("text_relevance*inverse_degree").question_aware
     image = make_image([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], cls_attention=[0.5, 0.25, 0.25])
     weight = method.weight(image)[2]
-    alone = WeightedWard().weight(image)[2]
+    alone = Reinforced().weight(image)[2]
     product = alone * torch.tensor([[1.0, 0.5, 0.5]])
     torch.testing.assert_close(weight, product / product.max())
     with pytest.raises(ValueError, match="factor 'degre', expected some of uniform"):
-        WeightedWard("cls_attention*degre")
+        Reinforced("cls_attention*degre")
 
 
 def test_powers_and_what_is_looked_at_first() -> None:
     image = make_image(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
-    root = WeightedWard("inverse_degree^0.5").weight(image)[2]
-    torch.testing.assert_close(root, WeightedWard().weight(image)[2].sqrt())
-    method = WeightedWard("question_attention*inverse_degree^0.5", look=10)
+    root = Reinforced("inverse_degree^0.5").weight(image)[2]
+    torch.testing.assert_close(root, Reinforced().weight(image)[2].sqrt())
+    method = Reinforced("question_attention*inverse_degree^0.5", look=10)
     assert method.needs == {"question_attention"} and method.question_aware
-    first, expected = method.first_plan(image), WeightedWard("inverse_degree^0.5")(image, torch.tensor([10]))
+    first, expected = method.first_plan(image), Reinforced("inverse_degree^0.5")(image, torch.tensor([10]))
     assert first is not None and torch.equal(first.slot, expected.slot)
-    assert WeightedWard().first_plan(image) is None
+    assert Reinforced().first_plan(image) is None
     with pytest.raises(ValueError, match="look is 0, expected at least 1"):
-        WeightedWard(look=0)
+        Reinforced(look=0)
     with pytest.raises(ValueError, match=r"'inverse_degree\^high', expected a number"):
-        WeightedWard("inverse_degree^high")
+        Reinforced("inverse_degree^high")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crtc.graph.neighbors import feature_neighbors
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.reinforcement import inhibit, redundancy
 from tests.making import make_image
 
@@ -18,7 +18,7 @@ def test_of_identical_tokens_exactly_one_is_spared(number):
 
 def test_neighbours_on_the_grid_are_no_copies():
     """Tokens that are nothing like each other keep their scores, wherever they stand."""
-    scorer = Reinforced(64, reaches=(1, 4)).eval()
+    scorer = ReinforcedScorer(64, reaches=(1, 4)).eval()
     tokens = make_image(torch.eye(64)[torch.randperm(64, generator=torch.Generator().manual_seed(0))], columns=8)
     with torch.no_grad():
         expected = scorer.importance(tokens).logit

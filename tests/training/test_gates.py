@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crtc.methods import trainable
-from crtc.methods.reinforced import Placed, Reinforced
+from crtc.methods.reinforced_scorer import Placed, ReinforcedScorer
 from crtc.selection import top_k
 from crtc.tokens import Plan, Tokens, apply
 from crtc.training.gates import FAINT, GATES, Gate, assignment, mask, noise, pool, scale, soft_top_k
@@ -24,9 +24,9 @@ def tokens() -> Tokens:
 
 
 @pytest.fixture(params=["ward", "farthest"])
-def scorer(request: pytest.FixtureRequest) -> Reinforced:
+def scorer(request: pytest.FixtureRequest) -> ReinforcedScorer:
     torch.manual_seed(0)
-    return Reinforced(16, hidden=16, channels=2, metric=4, degree=3, reaches=(1,), selector=request.param)
+    return ReinforcedScorer(16, hidden=16, channels=2, metric=4, degree=3, reaches=(1,), selector=request.param)
 
 
 def leaf(said: Placed) -> Placed:
@@ -34,13 +34,13 @@ def leaf(said: Placed) -> Placed:
     return replace(said, logit=said.logit.detach().requires_grad_(), place=said.place.detach().clone().requires_grad_())
 
 
-def run(gate: Gate, scorer: Reinforced, tokens: Tokens, progress: float = 0.5) -> tuple[Placed, Plan, Tensor]:
+def run(gate: Gate, scorer: ReinforcedScorer, tokens: Tokens, progress: float = 0.5) -> tuple[Placed, Plan, Tensor]:
     said = leaf(scorer.importance(tokens))
     through = gate(scorer, said, tokens, K, progress, torch.Generator().manual_seed(0))
     return said, through.plan, through.rows
 
 
-def test_the_hard_forward_is_the_deployed_plan(scorer: Reinforced, tokens: Tokens) -> None:
+def test_the_hard_forward_is_the_deployed_plan(scorer: ReinforcedScorer, tokens: Tokens) -> None:
     _, plan, rows = run(assignment, scorer, tokens)
     deployed = scorer(tokens, K)
     assert torch.equal(plan.kept, deployed.kept) and torch.equal(plan.slot, deployed.slot)
@@ -49,7 +49,7 @@ def test_the_hard_forward_is_the_deployed_plan(scorer: Reinforced, tokens: Token
     assert plan.size.requires_grad and not deployed.size.requires_grad
 
 
-def test_exact_copies_own_themselves(scorer: Reinforced) -> None:
+def test_exact_copies_own_themselves(scorer: ReinforcedScorer) -> None:
     copies = make_tokens(GRIDS, equal=True)
     _, plan, rows = run(assignment, scorer, copies)
     torch.testing.assert_close(plan.size, scorer(copies, K).size)
@@ -57,7 +57,7 @@ def test_exact_copies_own_themselves(scorer: Reinforced) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(GATES) - {"pool"}))
-def test_dropped_tokens_get_gradient(name: str, scorer: Reinforced, tokens: Tokens) -> None:
+def test_dropped_tokens_get_gradient(name: str, scorer: ReinforcedScorer, tokens: Tokens) -> None:
     said, plan, rows = run(GATES[name], scorer, tokens)
     random = torch.Generator().manual_seed(1)
     read = (rows * torch.randn(rows.shape, generator=random)).sum()  # the language model reads content and mass
@@ -72,7 +72,7 @@ def test_dropped_tokens_get_gradient(name: str, scorer: Reinforced, tokens: Toke
     assert bool((said.logit.grad[~said.groups.valid] == 0).all())
 
 
-def test_the_metric_learns_from_content_and_from_mass(scorer: Reinforced, tokens: Tokens) -> None:
+def test_the_metric_learns_from_content_and_from_mass(scorer: ReinforcedScorer, tokens: Tokens) -> None:
     for part in ("rows", "size"):
         said, plan, rows = run(assignment, scorer, tokens)
         value = rows if part == "rows" else plan.size
@@ -83,7 +83,7 @@ def test_the_metric_learns_from_content_and_from_mass(scorer: Reinforced, tokens
         assert bool((said.place.grad[~said.groups.valid] == 0).all())
 
 
-def test_gradient_reaches_the_weights(scorer: Reinforced, tokens: Tokens) -> None:
+def test_gradient_reaches_the_weights(scorer: ReinforcedScorer, tokens: Tokens) -> None:
     through = assignment(scorer, scorer.importance(tokens), tokens, K, 0.0, torch.Generator())
     (through.rows.square().sum() + through.plan.size.log().sum()).backward()
     for name in ("metric.weight", "log_temperature", "head.1.weight", "gain"):
@@ -91,7 +91,7 @@ def test_gradient_reaches_the_weights(scorer: Reinforced, tokens: Tokens) -> Non
         assert gradient is not None and float(gradient.norm()) > 0, name
 
 
-def test_mask_weighs_the_top_k_and_nothing_else(scorer: Reinforced, tokens: Tokens) -> None:
+def test_mask_weighs_the_top_k_and_nothing_else(scorer: ReinforcedScorer, tokens: Tokens) -> None:
     _said, plan, rows = run(mask, scorer, tokens)
     heavy = plan.size > 0.5
     assert torch.bincount(tokens.group[plan.kept][heavy], minlength=3).equal(K)
@@ -99,7 +99,7 @@ def test_mask_weighs_the_top_k_and_nothing_else(scorer: Reinforced, tokens: Toke
     assert torch.equal(rows, tokens.x[tokens.candidates])
 
 
-def test_noise_keeps_every_token(scorer: Reinforced, tokens: Tokens) -> None:
+def test_noise_keeps_every_token(scorer: ReinforcedScorer, tokens: Tokens) -> None:
     _, plan, rows = run(noise, scorer, tokens)
     inside = tokens.candidates.nonzero()[:, 0]
     assert torch.equal(plan.kept, inside)
@@ -107,7 +107,7 @@ def test_noise_keeps_every_token(scorer: Reinforced, tokens: Tokens) -> None:
     assert rows.shape == (len(inside), 16)
 
 
-def test_noise_ends_where_the_choice_is_clear(scorer: Reinforced, tokens: Tokens) -> None:
+def test_noise_ends_where_the_choice_is_clear(scorer: ReinforcedScorer, tokens: Tokens) -> None:
     said = scorer.importance(tokens)
     order = said.logit.masked_fill(~said.groups.valid, -1e9).argsort(1, descending=True).argsort(1)
     chosen = (order < K[:, None]) & said.groups.valid
@@ -122,7 +122,7 @@ def test_noise_ends_where_the_choice_is_clear(scorer: Reinforced, tokens: Tokens
 
 
 def test_scale_shrinks_what_it_drops_and_its_penalty_asks_for_a_clear_choice(
-    scorer: Reinforced, tokens: Tokens
+    scorer: ReinforcedScorer, tokens: Tokens
 ) -> None:
     said = scorer.importance(tokens)
     through = [scale(scorer, said, tokens, K, progress, torch.Generator()) for progress in (0.0, 1.0)]
@@ -137,7 +137,7 @@ def test_scale_shrinks_what_it_drops_and_its_penalty_asks_for_a_clear_choice(
     torch.testing.assert_close(sure.rows.abs().sum(1).gt(0.1).sum(), K.sum())
 
 
-@pytest.mark.parametrize("name", sorted(set(trainable()) - {"reinforced"}))
+@pytest.mark.parametrize("name", sorted(set(trainable()) - {"reinforced_scorer"}))
 def test_pool_reads_the_deployed_rows_and_teaches_kept_tokens_alone(name: str, tokens: Tokens) -> None:
     torch.manual_seed(0)
     peer = trainable()[name].for_width(16)

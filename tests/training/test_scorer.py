@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crtc import dtypes
 from crtc.hosts.dialogue import answer_logits, shared_logits
-from crtc.methods.reinforced import Reinforced
+from crtc.methods.reinforced_scorer import ReinforcedScorer
 from crtc.tasks.picture import Glyphs
 from crtc.tokens import Groups
 from crtc.training.fit import fit_scorer
@@ -25,7 +25,7 @@ def make(host: Path, **settings: Any) -> ScorerTraining:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return Reinforced.from_pretrained(folder).state_dict()
+    return ReinforcedScorer.from_pretrained(folder).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,13 @@ def test_checkpoints_hold_the_scorer_alone(straight: Path) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         stored = torch.load(straight / name, weights_only=False)["state_dict"]
         assert stored and all(key.startswith("scorer.") for key in stored)
-    scorer = Reinforced.from_pretrained(straight / "scorer")
+    scorer = ReinforcedScorer.from_pretrained(straight / "scorer")
     assert {f"scorer.{key}" for key in scorer.state_dict()} == set(stored)
     assert scorer.design.width == 32 and scorer.design.reaches == (1,)
 
 
 def test_the_scorer_says_where_it_comes_from(straight: Path, small_host: Path) -> None:
-    origin = Reinforced.from_pretrained(straight / "scorer").origin
+    origin = ReinforcedScorer.from_pretrained(straight / "scorer").origin
     best = torch.load(straight / "best.ckpt", weights_only=False)
     assert origin is not None and origin.host == small_host.name
     assert origin.settings["steps"] == 4 and origin.settings["design"] == DESIGN
@@ -101,10 +101,10 @@ def test_the_host_runs_in_what_the_machine_is_fast_in(
     assert module.host_dtype != runs and module.hparams["precision"] == "auto"
     done = fit_scorer(module, tmp_path, every=1, track=False, **CPU)
     assert module.host_dtype == runs and module.hparams["precision"] == "auto"
-    origin = Reinforced.from_pretrained(done).origin
+    origin = ReinforcedScorer.from_pretrained(done).origin
     assert origin is not None and origin.settings["precision"] == runs
     measured[torch.float32] = 4.0 if gain == 1.0 else 1.0  # on another machine, nothing left to train
-    origin = Reinforced.from_pretrained(
+    origin = ReinforcedScorer.from_pretrained(
         fit_scorer(make(small_host, precision="auto", steps=1), tmp_path, every=1, track=False, **CPU)
     ).origin
     assert origin is not None and origin.settings["precision"] == runs
@@ -248,7 +248,7 @@ def test_the_same_step_draws_the_same_pictures() -> None:
         ({"blind_share": 40}, "blind_share is 40"),
         ({"design": {"reaches": [0]}}, r"reaches is \(0,\)"),
         ({"guided": 1.0}, "guided is 1.0"),
-        ({"scorer": "kmeans"}, "scorer is 'kmeans', expected one of .*reinforced"),
+        ({"scorer": "kmeans"}, "scorer is 'kmeans', expected one of .*reinforced_scorer"),
         ({"scorer": "learn_pruner", "design": {}}, "gate is 'assignment' and learn_pruner does not cluster"),
         ({"scorer": "learn_pruner", "gate": "mask"}, "degree.*learn_pruner does not take"),
         ({"gate": "mask", "mass": False}, "mass is False"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crtc.methods import get_method
-from crtc.methods.reinforced import WEIGHED, Design, Reinforced
+from crtc.methods.reinforced_scorer import WEIGHED, Design, ReinforcedScorer
 from crtc.tokens import Plan, Tokens, apply
 from tests.making import make_tokens
 
@@ -38,10 +38,10 @@ DESIGNS_OF_OTHER_WEIGHTS = {
 every_design = pytest.mark.parametrize("design", [pytest.param(design, id=name) for name, design in DESIGNS.items()])
 
 
-def make(question: bool = True, seed: int = 0, **design: Any) -> Reinforced:
+def make(question: bool = True, seed: int = 0, **design: Any) -> ReinforcedScorer:
     """A scorer whose weights are all drawn, so that nothing is silent because it starts at zero."""
     torch.manual_seed(seed)
-    scorer = Reinforced(WIDTH, question=question, **{**SMALL, **design}).eval()
+    scorer = ReinforcedScorer(WIDTH, question=question, **{**SMALL, **design}).eval()
     with torch.no_grad():
         for parameter in scorer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -87,7 +87,7 @@ def test_files_keep_everything(design: dict[str, Any], tokens: Tokens, tmp_path:
     scorer.save_pretrained(tmp_path / "scorer")
     for question in (True, False):
         scorer.question_aware = question
-        read = Reinforced.from_pretrained(tmp_path / "scorer", question=question)
+        read = ReinforcedScorer.from_pretrained(tmp_path / "scorer", question=question)
         assert read.design == scorer.design and read.question_aware == question and not read.training
         assert torch.equal(read.score(tokens), scorer.score(tokens))
         assert same(read(tokens, K), scorer(tokens, K))
@@ -157,18 +157,18 @@ def test_damaged_files(damage: Any, tmp_path: Path) -> None:
     make().save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError, match=str(tmp_path)):
-        Reinforced.from_pretrained(tmp_path)
+        ReinforcedScorer.from_pretrained(tmp_path)
 
 
 def test_another_width_names_both(tokens: Tokens) -> None:
     with pytest.raises(ValueError, match=r"16 channels.*192"):
-        Reinforced(192)(tokens, K)
+        ReinforcedScorer(192)(tokens, K)
 
 
 def test_ships_for_the_embedded_host() -> None:
-    scorer = get_method("reinforced")
-    assert isinstance(scorer, Reinforced) and scorer.design.width == 192 and scorer.question_aware
-    blind = get_method("reinforced", question=False)
+    scorer = get_method("reinforced_scorer")
+    assert isinstance(scorer, ReinforcedScorer) and scorer.design.width == 192 and scorer.question_aware
+    blind = get_method("reinforced_scorer", question=False)
     assert not blind.question_aware
     for name, value in scorer.state_dict().items():
         assert torch.equal(value, blind.state_dict()[name])
@@ -185,7 +185,7 @@ def test_ships_for_the_embedded_host() -> None:
 )
 def test_refuses_impossible_designs(design: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Reinforced(WIDTH, **design)
+        ReinforcedScorer(WIDTH, **design)
 
 
 @every_design
@@ -277,7 +277,7 @@ def test_design_is_a_value() -> None:
     scorer = make()
     assert scorer.with_design(selector="top_k").design.selector == "top_k"
     assert scorer.design.selector == "ward"
-    shipped = get_method("reinforced")
+    shipped = get_method("reinforced_scorer")
     assert shipped.with_design(merge=False).origin == shipped.origin is not None
     assert DESIGNS_OF_OTHER_WEIGHTS.keys() == WEIGHED
     for name, value in DESIGNS_OF_OTHER_WEIGHTS.items():
