@@ -37,7 +37,7 @@ Masses = Literal["both", "kept", "plain"]
 MASSES: dict[Masses, tuple[bool, ...]] = {"both": (False, True), "kept": (True,), "plain": (False,)}
 
 
-def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 84, seed: int = 0, dtype: Name = "auto") -> None:
+def demo(folder: str = "runs/demo", steps: int = 100, pictures: int = 48, seed: int = 0, dtype: Name = "auto") -> None:
     """Do the whole job on real input: train a scorer, compare it with the field, draw, log.
 
     Args:

@@ -24,7 +24,7 @@ def demo(
     folder: Path | str = "runs/demo",
     *,
     steps: int = 100,
-    pictures: int = 84,
+    pictures: int = 48,
     seed: int = 0,
     dtype: Name = "auto",
 ) -> str:

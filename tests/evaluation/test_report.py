@@ -180,3 +180,17 @@ def test_a_scorer_that_was_given_meets_the_shipped_one() -> None:
         "| reinforced_scorer |" not in table.partition("minus the best")[2].partition("What was given")[0]
     )  # as best other
     assert "What was given" not in markdown(made_up())
+
+
+def test_the_untrained_one_meets_its_rivals_and_is_what_trained_ones_are_held_to() -> None:
+    results = made_up()
+    for (label, mass, count), run in list(results.runs.items()):
+        if label == "random":
+            results.runs["reinforced", mass, count] = replace(run, right=~run.right)
+            results.aware["reinforced"] = False
+    found = {(entry["learned"], entry["against"]) for entry in compare(results, resamples(results.picture))}
+    assert {pair for pair in found if pair[0] == "reinforced"} == {("reinforced", "random"), ("reinforced", "kmeans")}
+    assert {pair[0] for pair in found if pair[1] == "reinforced"} == {"reinforced_scorer", "reinforced_scorer blind"}
+    table = markdown(results)
+    assert "**reinforced** minus the best other" in table and "What was trained minus the untrained one" in table
+    assert "What was given" not in table
