@@ -1,4 +1,4 @@
-"""The command line: `crtc demo | fit | evaluate | classify | benchmark | ablate | compress | show | methods | host`."""
+"""The command line: `crtc COMMAND`, see `crtc --help`; `fit` and `host` are those of LightningCLI."""
 
 import itertools
 import json
@@ -20,6 +20,8 @@ from crtc.benchmark import benchmark as run_benchmark
 from crtc.demo import demo as run_demo
 from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation
+from crtc.evaluation.factorial import COUNTS
+from crtc.evaluation.factorial import factorial as run_factorial
 from crtc.evaluation.photographs import METHODS, Photographs
 from crtc.evaluation.photographs_report import save as save_photographs
 from crtc.hosts.classifier import load_classifier
@@ -136,6 +138,34 @@ def _host(name: str, dtype: Name, device: str) -> tuple[Any, Any]:
 
 def _rows(names: list[str] | None, folders: list[str]) -> dict[str, Method]:
     return field(folders) if names is None else {**named(names), **scorers(folders)}
+
+
+def factorial(
+    split: Split = "test",
+    pictures: int = 150,
+    questions: int = 12,
+    counts: list[int] | None = None,
+    dtype: Name = "auto",
+    device: str = "auto",
+    batch: int = 4,
+    output: str = "runs/factorial",
+) -> None:
+    """Compare every importance with every aggregation, with mass and without: what decides?
+
+    Args:
+        split: of the glyph scenes.
+        pictures: glyph scenes.
+        questions: per glyph scene.
+        counts: whole tokens per image; 64, 32, 16, 8 without.
+        dtype: of the host; "auto" is the one that is fast on this machine.
+        device: of the host and the methods; "auto" is the GPU if there is one.
+        batch: pictures encoded and asked about side by side.
+        output: folder of the results; run again, it goes on where it stopped.
+    """
+    loaded = load_host(dtype=resolve(dtype, device), device=device)
+    chosen = COUNTS if counts is None else sorted(set(counts), reverse=True)
+    print(run_factorial(loaded, Glyphs(split, pictures, questions), output, counts=chosen, batch=batch))
+    print(f"wrote factorial.json, table.md and heat.png to {output}")
 
 
 def classify(
@@ -365,7 +395,17 @@ def _spelled_out(given: list[str]) -> list[str]:
     return ["ablate", "--files", listed, *given[1 + len(files) :]]
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (demo, evaluate, classify, benchmark, ablate, compress, show, methods)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    demo,
+    evaluate,
+    factorial,
+    classify,
+    benchmark,
+    ablate,
+    compress,
+    show,
+    methods,
+)
 TRAINING: dict[str, Callable[[list[str]], None]] = {"fit": fit, "host": fit_host}
 
 

@@ -51,10 +51,10 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
                 value,
                 yerr=[value - low, high - value],
                 label=label if label in named else f"{len(rest)} more" if label == rest[0] else "_",
-                color=OWN.get(label.split(" ")[0], "black") if own else colors.get(label, "0.75"),
+                color=OWN.get(label.split(" ")[0], colors.get(label, "0.75")),
                 linestyle="--" if "(" in label else "-",  # the scorer of this run beside the shipped one
                 linewidth=2.6 if own else 1.4 if label in named else 0.7,
-                marker="o" if own else markers.get(label, ""),
+                marker=markers.get(label, ""),
                 markersize=5,
                 capsize=2 if label in named else 0,
                 zorder=2 if label in named else 1,

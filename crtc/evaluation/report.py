@@ -72,8 +72,8 @@ def better_setting(results: Results, label: str, count: int) -> bool:
 
 
 def compare(results: Results, draws: Resamples) -> list[dict[str, Any]]:
-    """Our rows against every other one that sees as much, trained ones against the untrained one, and those of a scorer
-    that was given against the shipped one, each at its better setting, paired by question.
+    """Our rows against every other one that sees as much, our other rows against the plain untrained one, and those of
+    a scorer that was given against the shipped one, each at its better setting, paired by question.
     """
     full = results.full().right
     found = []
@@ -175,7 +175,7 @@ def _margins(results: Results, draws: Resamples) -> list[str]:
             closest = min(rivals, key=lambda entry: entry["difference"]["value"])
             lines.append(f"| {count} | {closest['against']} | {Interval(**closest['difference'])} |")
         lines.append("")
-    lines += _own_margins("What was trained minus the untrained one", untrained, results.counts)
+    lines += _own_margins("Other rows of ours minus **reinforced**", untrained, results.counts)
     lines += _own_margins("What was given minus what ships", shipped, results.counts)
     return lines
 

@@ -2,19 +2,26 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from crtc.merging import make_plan, mean, weighted_means
+from crtc.merging import make_plan, mean, nearest_kept, weighted_means
+from crtc.methods.learned import Learned
 from crtc.methods.method import Method, Need, in_full, keep_all
+from crtc.methods.personalized_page_rank import page_rank
+from crtc.methods.random import Random
 from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
 from crtc.relevance import text_relevance
+from crtc.selection import top_k
+from crtc.similarity import nearest_neighbors
 from crtc.tokens import DROPPED, Groups, Plan, SignalName, Tokens
 from crtc.ward import ward_tree
 
+Aggregation = Literal["ward", "nearest", "top_k"]
 FAINT = 1e-6
 """Least weight, of the largest of a group: no token joins another for free."""
 LOOKED: SignalName = "question_attention"
@@ -51,10 +58,31 @@ def _signal(name: SignalName, *, question_aware: bool = False) -> Factor:
     )
 
 
+def _rarity(tokens: Tokens, groups: Groups, squared: Float[Tensor, "G M M"]) -> Float[Tensor, "G M"]:
+    """Distance of every direction from the mean of its group's."""
+    x = F.normalize(groups.gather(tokens.x.float()), dim=-1)
+    middle = x.sum(1, keepdim=True) / groups.valid.sum(1)[:, None, None]
+    away: Tensor = (x - middle).norm(dim=-1)
+    return away
+
+
+def _page_rank(tokens: Tokens, groups: Groups, squared: Float[Tensor, "G M M"]) -> Float[Tensor, "G M"]:
+    """Visits of a walk over nearest neighbours that starts anywhere."""
+    edges = nearest_neighbors(groups.gather(tokens.x), groups.valid, 8)
+    start = groups.valid / groups.valid.sum(1, keepdim=True)
+    return page_rank(edges, start, damping=0.85, steps=20)
+
+
 FACTORS: dict[str, Factor] = {
     "uniform": Factor(lambda tokens, groups, squared: groups.valid.float()),
     "inverse_degree": Factor(lambda tokens, groups, squared: inverse_degree(squared, groups.valid)),
     "balanced_degree": Factor(lambda tokens, groups, squared: balanced_degree(squared, groups.valid)),
+    "degree": Factor(
+        lambda tokens, groups, squared: groups.valid / inverse_degree(squared, groups.valid).clamp(min=FAINT)
+    ),
+    "rarity": Factor(_rarity),
+    "page_rank": Factor(_page_rank),
+    "random": Factor(lambda tokens, groups, squared: groups.gather(Random().score(tokens))),
     "norm": Factor(lambda tokens, groups, squared: groups.gather(tokens.x.float()).norm(dim=-1)),
     "cls_attention": _signal("cls_attention"),
     "received_attention": _signal("received_attention"),
@@ -83,10 +111,14 @@ class Reinforced(Method):
         importance: a name of `FACTORS`, or several joined by `*`, each with a power behind `^` if it is not 1, such as
             `"question_attention*inverse_degree^0.5"`. With `question_attention` the language model reads a coarse plan
             of `look` tokens first, weighted by the rest of the product.
+            A learned method in its place gives the importance that it was trained to.
+        aggregation: `"ward"`; or the most important stay, and each other token joins the one most like it: with its
+            content for `"nearest"`, a mean weighted by importance, with its mass alone for `"top_k"`.
         look: tokens of every group in that first plan.
 
     Raises:
-        ValueError: if the importance has a factor of another name or a power that is no number, or look is less than 1.
+        ValueError: if the importance has a factor of another name or a power that is no number, there is no such
+            aggregation, or look is less than 1.
 
     Example:
         >>> Reinforced("cls_attention*inverse_degree").needs
@@ -96,12 +128,21 @@ class Reinforced(Method):
     source = "arXiv 2501.16658 (idea); weighted Ward (Ward 1963) by inverse degree, here"
     family = "graph"
 
-    def __init__(self, importance: str = "inverse_degree", *, look: int = 64):
+    def __init__(
+        self, importance: str | Learned = "inverse_degree", *, aggregation: Aggregation = "ward", look: int = 64
+    ):
         super().__init__()
+        if aggregation not in get_args(Aggregation):
+            raise ValueError(f"aggregation is {aggregation!r}, expected one of {', '.join(get_args(Aggregation))}")
         if look < 1:
             raise ValueError(f"look is {look!r}, expected at least 1")
-        self.importance, self.look = importance, look
+        self.importance, self.aggregation, self.look = importance, aggregation, look
+        if isinstance(importance, Learned):
+            self.factors: list[tuple[str, float]] = []
+            self.needs, self.question_aware = importance.needs, importance.question_aware
+            return
         self.factors = [_factor(part.strip()) for part in importance.split("*")]
+        self.uses_order = any(name == "random" for name, _ in self.factors)
         used = [FACTORS[name] for name, _ in self.factors]
         self.needs = frozenset[Need]().union(*(factor.needs for factor in used))
         self.question_aware = any(factor.question_aware for factor in used)
@@ -119,6 +160,9 @@ class Reinforced(Method):
         """Groups, the directions of their tokens, and the importance of each, 1 for the largest; 0 where padded."""
         groups = Groups.of(tokens)
         x = F.normalize(groups.gather(tokens.x.float()), dim=-1)
+        if isinstance(self.importance, Learned):
+            logit = groups.gather(self.importance.score(tokens).detach()).masked_fill(~groups.valid, -torch.inf)
+            return groups, x, (logit - logit.amax(1, keepdim=True)).exp().clamp(min=FAINT) * groups.valid
         squared = squared_distances(x)
         weight = groups.valid.float()
         for name, power in self.factors:
@@ -138,15 +182,21 @@ class Reinforced(Method):
         """Plans at any counts, which cut one tree."""
         with in_full(tokens):
             groups, x, weight = self.weight(tokens)
-            tree = ward_tree(x, weight, groups.valid)
+            tree = ward_tree(x, weight, groups.valid) if self.aggregation == "ward" else None
 
         def plan(k: Int[Tensor, " G"]) -> Plan:
             self.check(tokens, k)
             if bool((k == tokens.group_sizes).all()):
                 return keep_all(tokens)
             with in_full(tokens):
-                _, owner = weighted_means(x, tree.cut(k), groups.valid, weight)
-                owner = owner.masked_fill(~groups.valid, DROPPED)
+                if tree is None:
+                    kept = top_k(weight, groups.valid, k)
+                    owner = nearest_kept(x, kept, groups.valid)
+                    if self.aggregation == "top_k":
+                        return make_plan(tokens, groups, owner, kept.float())
+                else:
+                    _, owner = weighted_means(x, tree.cut(k), groups.valid, weight)
+                    owner = owner.masked_fill(~groups.valid, DROPPED)
                 return make_plan(tokens, groups, owner, mean(owner, groups.valid, weight))
 
         return plan

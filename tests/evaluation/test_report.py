@@ -192,5 +192,5 @@ def test_the_untrained_one_meets_its_rivals_and_is_what_trained_ones_are_held_to
     assert {pair for pair in found if pair[0] == "reinforced"} == {("reinforced", "random"), ("reinforced", "kmeans")}
     assert {pair[0] for pair in found if pair[1] == "reinforced"} == {"reinforced_scorer", "reinforced_scorer blind"}
     table = markdown(results)
-    assert "**reinforced** minus the best other" in table and "What was trained minus the untrained one" in table
+    assert "**reinforced** minus the best other" in table and "Other rows of ours minus **reinforced**" in table
     assert "What was given" not in table

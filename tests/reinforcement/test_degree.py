@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crtc.methods import Reinforced
+from crtc.methods import Reinforced, ReinforcedScorer
 from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
 from crtc.tokens import IMAGE, Plan, Tokens, apply
-from tests.making import make_image
+from tests.making import make_image, make_tokens
 
 some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -103,3 +103,27 @@ def test_powers_and_what_is_looked_at_first() -> None:
         Reinforced(look=0)
     with pytest.raises(ValueError, match=r"'inverse_degree\^high', expected a number"):
         Reinforced("inverse_degree^high")
+
+
+def test_aggregations_of_one_importance() -> None:
+    image = make_image(torch.randn(30, 8, generator=torch.Generator().manual_seed(2)))
+    k = torch.tensor([6])
+    ward, nearest, top = (Reinforced(aggregation=name)(image, k) for name in ("ward", "nearest", "top_k"))
+    weight = Reinforced().weight(image)[2][0]
+    best = weight.topk(6).indices.sort().values
+    assert torch.equal(nearest.kept, best) and torch.equal(top.kept, best)
+    assert torch.equal(nearest.slot, top.slot) and not torch.equal(ward.slot, top.slot)
+    assert ward.merges and nearest.merges and not top.merges
+    inside = nearest.slot == 0
+    torch.testing.assert_close(nearest.weight[inside], weight[inside] / weight[inside].sum())
+    with pytest.raises(ValueError, match="aggregation is 'best', expected one of ward, nearest, top_k"):
+        Reinforced(aggregation="best")  # type: ignore[arg-type]
+
+
+def test_importance_of_a_trained_method() -> None:
+    tokens = make_tokens([[(5, 5)], [(3, 4)]])
+    scorer = ReinforcedScorer(16, question=False, hidden=8, channels=2, metric=4).eval()
+    groups, _, weight = Reinforced(scorer).weight(tokens)
+    expected = groups.gather(scorer.score(tokens)).masked_fill(~groups.valid, -torch.inf).softmax(1)
+    torch.testing.assert_close(weight / weight.sum(1, keepdim=True), expected)
+    assert not Reinforced(scorer).question_aware and Reinforced(ReinforcedScorer(16)).question_aware
