@@ -14,6 +14,7 @@ from crtc import merging
 from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
 from crtc.greedy import farthest_points
 from crtc.methods.learned import Importance, Learned
+from crtc.reinforcement.degree import inverse_degree, squared_distances
 from crtc.reinforcement.inhibition import inhibit, redundancy
 from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
@@ -22,6 +23,8 @@ from crtc.tokens import Groups, Plan, Tokens
 from crtc.ward import WardTree, ward_tree
 
 _FROM_TEXT = 4
+FAINT = 1e-6
+"""Least importance, of the largest of a group: no token joins another for free."""
 Selector = Literal["ward", "farthest", "top_k"]
 
 
@@ -33,7 +36,7 @@ class Design:
         width: channels of the host's embedding space.
         hidden: channels of a token's state.
         channels: of importance that propagate side by side.
-        metric: dimensions of the learned metric.
+        metric: dimensions of the learned metric; 0 clusters the directions of the tokens themselves.
         steps: rounds of propagation; 0 leaves importance where the seed put it.
         degree: feature neighbours of a token.
         reaches: distances, in patches, of the grid neighbours.
@@ -42,6 +45,8 @@ class Design:
         rewired: replaces every edge's source by a random token of its group, the control of the graph.
         inhibition: whether alike neighbours share importance.
         merge: whether dropped tokens give content to the token that stands for them, or only their mass.
+        prior: whether importance is the inverse degree of the token graph times what is learned, which starts at 1: the
+            scorer has to say what the formula does not.
         selector: `"ward"` joins what loses least, weighted by importance, until k are left; `"farthest"` covers the
             tokens from the farthest points, where distance counts as much as importance; `"top_k"` ranks them.
     """
@@ -58,13 +63,16 @@ class Design:
     rewired: bool = False
     inhibition: bool = True
     merge: bool = True
+    prior: bool = False
     selector: Selector = "ward"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reaches", tuple(self.reaches))  # a list where it was read from a file
-        for name in ("width", "hidden", "channels", "metric", "degree"):
+        for name in ("width", "hidden", "channels", "degree"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.metric < 0:
+            raise ValueError(f"metric is {self.metric}, expected at least 0")
         if any(reach < 1 for reach in self.reaches):
             raise ValueError(f"reaches is {self.reaches}, expected distances of at least 1 patch")
         if self.steps < 0:
@@ -96,7 +104,7 @@ class Placed(Importance):
     @cached_property
     def tree(self) -> WardTree:
         """Ward clusters of the places, weighted by importance: one tree for every count."""
-        return ward_tree(self.place.detach(), self._weight().clamp(min=1e-6), self.groups.valid)  # none joins for free
+        return ward_tree(self.place.detach(), self._weight().clamp(min=FAINT), self.groups.valid)
 
     def clusters(self, k: Int[Tensor, " G"], selector: Selector) -> "Clusters":
         """Anchors, one for each of `k[g]` clusters of every group, and the anchor that every token belongs to.
@@ -191,8 +199,12 @@ class ReinforcedScorer(Learned):
             nn.GELU(),
             nn.Linear(d.hidden, 1),
         )
-        self.metric = nn.Linear(width, d.metric, bias=False)
-        nn.init.orthogonal_(self.metric.weight)
+        if d.metric:
+            self.metric = nn.Linear(width, d.metric, bias=False)
+            nn.init.orthogonal_(self.metric.weight)
+        if d.prior:
+            for parameter in self.head[-1].parameters():
+                nn.init.zeros_(parameter)
         self.log_temperature = nn.Parameter(torch.tensor(-3.0))
         if d.graph:
             relations = 1 + 8 * len(d.reaches) + 2 + 1
@@ -234,7 +246,9 @@ class ReinforcedScorer(Learned):
         order = self._order(tokens, words) if d.graph and d.text_edges and self.question_aware else None
         visual = groups.gather(x)
         evidence, seed, question = self.seed(visual, words.gather(x), asked, order, sequence)
-        place = self.metric(F.layer_norm(visual, visual.shape[-1:])) * d.metric**-0.5
+        place = F.normalize(visual, dim=-1)
+        if d.metric:
+            place = self.metric(F.layer_norm(visual, visual.shape[-1:])) * d.metric**-0.5
         if neighbors is None:
             neighbors = self.neighbors(tokens)
         if neighbors is not None:
@@ -247,6 +261,9 @@ class ReinforcedScorer(Learned):
             flat = logit.new_zeros(len(tokens)).index_put((groups.index[groups.valid],), logit[groups.valid])
             alike = _columns(neighbors, d.degree)  # grid neighbours are no copies
             logit = groups.gather(inhibit(flat, alike, F.softplus(self.gain), self.threshold))
+        if d.prior:
+            squared = squared_distances(F.normalize(visual, dim=-1))
+            logit = logit + inverse_degree(squared, groups.valid).clamp(min=FAINT).log() * groups.valid
         return Placed(groups, logit, place, self.log_temperature.exp())
 
     def settle(self, said: Placed) -> None:
@@ -331,7 +348,7 @@ class ReinforcedScorer(Learned):
         other = type(self)(question=self.question_aware, **{**vars(self.design), **changes})
         other.load_state_dict(self.state_dict())
         other.origin = self.origin
-        return other.to(self.metric.weight.device).eval()
+        return other.to(self.log_temperature.device).eval()
 
 
 def _columns(neighbors: Neighbors, count: int) -> Neighbors:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crtc.methods import get_method
+from crtc.methods import Reinforced, get_method
 from crtc.methods.reinforced_scorer import WEIGHED, Design, ReinforcedScorer
 from crtc.tokens import Plan, Tokens, apply
 from tests.making import make_tokens
@@ -25,6 +25,7 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "no merging": {"merge": False},
     "top k": {"selector": "top_k"},
     "no text edges": {"text_edges": False},
+    "prior": {"prior": True, "metric": 0, "inhibition": False},
 }
 DESIGNS_OF_OTHER_WEIGHTS = {
     "width": 16,
@@ -293,3 +294,12 @@ def test_weights_fit_every_design_that_they_may_have(name: str) -> None:
     changed = make().with_design(**{name: other})
     assert getattr(changed.design, name) == other
     assert all(torch.equal(*pair) for pair in zip(changed.parameters(), make().parameters(), strict=True))
+
+
+def test_with_the_prior_it_starts_as_the_formula(tokens: Tokens) -> None:
+    """Untrained, the residual is zero: the same clusters and shares as without any network, with and without text."""
+    for question in (True, False):
+        scorer = ReinforcedScorer(WIDTH, question=question, **SMALL | {"prior": True, "metric": 0, "inhibition": False})
+        plan, expected = scorer.eval()(tokens, K), Reinforced()(tokens, K)
+        assert torch.equal(plan.slot, expected.slot) and torch.equal(plan.kept, expected.kept)
+        torch.testing.assert_close(plan.weight, expected.weight)
