@@ -66,7 +66,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
         axes.set_ylabel("accuracy relative to all tokens, %")
         axes.set_title("methods that see the question" if aware else "question-blind methods")
         if lines:
-            axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(-0.1, 0.5))
+            axes.legend(fontsize=8, loc="center right", bbox_to_anchor=(-0.16, 0.5))
         axes.grid(alpha=0.3)
     figure.savefig(path)
 
