@@ -22,6 +22,7 @@ from crtc.dtypes import Name, resolve, told
 from crtc.evaluation import Evaluation
 from crtc.evaluation.factorial import COUNTS
 from crtc.evaluation.factorial import factorial as run_factorial
+from crtc.evaluation.geometries import geometries as run_geometries
 from crtc.evaluation.photographs import METHODS, Photographs
 from crtc.evaluation.photographs_report import save as save_photographs
 from crtc.hosts.classifier import load_classifier
@@ -166,6 +167,40 @@ def factorial(
     chosen = COUNTS if counts is None else sorted(set(counts), reverse=True)
     print(run_factorial(loaded, Glyphs(split, pictures, questions), output, counts=chosen, batch=batch))
     print(f"wrote factorial.json, table.md and heat.png to {output}")
+
+
+def geometries(
+    split: Split = "calibration",
+    pictures: int = 100,
+    questions: int = 12,
+    model: str | None = None,
+    data: str | None = None,
+    images: int = 2000,
+    dtype: Name = "auto",
+    device: str = "auto",
+    output: str = "runs/geometries",
+) -> None:
+    """Compare thresholds of the picture's own with fixed ones, on tokens that lie otherwise.
+
+    Args:
+        split: of the glyph scenes.
+        pictures: glyph scenes.
+        questions: per glyph scene.
+        model: folder or hub id of a vision transformer with a classification head, whose layers are compared too.
+        data: its photographs, as for `classify`.
+        images: how many of them.
+        dtype: of the host; "auto" is the one that is fast on this machine.
+        device: of the host and the methods; "auto" is the GPU if there is one.
+        output: folder of the results; run again, it goes on where it stopped.
+    """
+    if (model is None) != (data is None):
+        raise ValueError(f"model is {model!r} and data is {data!r}, expected both or neither")
+    loaded = load_host(dtype=resolve(dtype, device), device=device)
+    classifier = None if model is None else load_classifier(model, device=device)
+    shown = None if classifier is None else labelled(str(data), classifier.label2id, classifier.num_classes)
+    task = Glyphs(split, pictures, questions)
+    print(run_geometries(loaded, task, output, classifier=classifier, data=shown, images=images))
+    print(f"wrote geometries.json and table.md to {output}")
 
 
 def classify(
