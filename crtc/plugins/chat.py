@@ -104,7 +104,7 @@ def chat_of(
 
     Args:
         pretrained: "embedded", a folder, or an id of the Hugging Face hub.
-        method: name of the catalogue.
+        method: name of the catalogue; the untrained one without.
         scorer: folder of a trained scorer in the place of a method.
         keep: fraction of every image's tokens to keep; 1 is the model as it is.
         count: whole tokens of every image to keep.

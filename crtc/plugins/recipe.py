@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from crtc import counts
-from crtc.compression import Handle, compressed
+from crtc.compression import DEFAULT, Handle, compressed
 from crtc.hosts import Positions, check_positions
 from crtc.methods import Method, get_method, trained
 
@@ -50,7 +50,7 @@ class Recipe:
 
 
 def chosen(method: str | None, scorer: str | None, **settings: Any) -> Method:
-    """The method that a user named, or the trained one of a folder.
+    """The method that a user named, the trained one of a folder, or `DEFAULT` where there is neither.
 
     Args:
         method: name of the catalogue.
@@ -58,12 +58,12 @@ def chosen(method: str | None, scorer: str | None, **settings: Any) -> Method:
         settings: what the method takes to be made.
 
     Raises:
-        ValueError: if not exactly one of `method` and `scorer` is given, there is no such method, or it takes no such
-            settings.
+        ValueError: if both `method` and `scorer` are given, there is no such method, or it takes no such settings.
     """
-    if (method is None) == (scorer is None):
-        raise ValueError(f"method is {method!r} and scorer is {scorer!r}, expected exactly one of them")
+    if method is not None and scorer is not None:
+        raise ValueError(f"method is {method!r} and scorer is {scorer!r}, expected at most one of them")
+    name = DEFAULT if method is None else str(method)
     try:
-        return get_method(str(method), **settings) if scorer is None else trained(str(scorer), **settings)
+        return get_method(name, **settings) if scorer is None else trained(str(scorer), **settings)
     except TypeError as error:
-        raise ValueError(f"{method or scorer} cannot be made with {settings}: {error}") from error
+        raise ValueError(f"{scorer or name} cannot be made with {settings}: {error}") from error

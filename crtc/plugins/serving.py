@@ -57,8 +57,8 @@ class Serving:
     def of(cls, config: Any) -> "Serving":
         """What `crtc` in a model's configuration says.
 
-        That is `method`, a name of the catalogue, or `scorer`, a folder that `crtc fit` wrote; `settings` with which
-        the method is made, if any; and `keep` or `count`.
+        That is `method`, a name of the catalogue, or `scorer`, a folder that `crtc fit` wrote, the untrained method
+        without either; `settings` with which it is made, if any; and `keep` or `count`.
 
         Raises:
             ValueError: if `crtc` is not there or holds something else, there is no such method, it cannot be made with

@@ -79,7 +79,7 @@ def test_accuracy_is_that_of_our_evaluation(
         ("method=kmeens,count=8", "no method is named 'kmeens'"),
         ("method=kmeans,count=8,keep=0.5", "expected exactly one of them"),
         ("method=kmeans", "expected exactly one of them"),
-        ("count=8", "method is None and scorer is None"),
+        ("method=kmeans,scorer=x,count=8", "expected at most one of them"),
         ("method=kmeans,count=8,colour=red", "cannot be made with {'colour': 'red'}"),
         ("method=kmeans,count=8,mass=perhaps", "mass is 'perhaps'"),
         ("method=kmeans,count=8,dtype=int8", "dtype is 'int8'"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from crtc.methods import KMeans, ReinforcedScorer
+from crtc.methods import KMeans, Reinforced, ReinforcedScorer
 from crtc.plugins.recipe import Recipe, chosen
 
 
@@ -30,6 +30,8 @@ def test_wrong_recipes_are_refused(given: dict[str, Any], said: str) -> None:
 
 def test_methods_by_name_with_settings() -> None:
     assert isinstance(chosen("kmeans", None), KMeans)
+    plain = chosen(None, None)
+    assert isinstance(plain, Reinforced) and plain.importance == "inverse_degree"
     blind = chosen("reinforced_scorer", None, question=False)
     assert isinstance(blind, ReinforcedScorer) and not blind.question_aware
 
@@ -43,8 +45,8 @@ def test_scorers_by_folder(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "scorer", "settings", "said"),
     [
-        (None, None, {}, "expected exactly one of them"),
-        ("kmeans", "runs/mine", {}, "expected exactly one of them"),
+        (None, None, {"colour": "red"}, "reinforced cannot be made with {'colour': 'red'}"),
+        ("kmeans", "runs/mine", {}, "expected at most one of them"),
         ("kmeens", None, {}, "no method is named 'kmeens'"),
         ("kmeans", None, {"colour": "red"}, "kmeans cannot be made with {'colour': 'red'}"),
     ],
