@@ -27,7 +27,7 @@ from crtc.evaluation.photographs import METHODS, Photographs
 from crtc.evaluation.photographs_report import save as save_photographs
 from crtc.hosts.classifier import load_classifier
 from crtc.hosts.embedded import image_tokens, load_host
-from crtc.methods import Method, catalogue, get_method, golden, trained
+from crtc.methods import Method, catalogue, golden, trained
 from crtc.methods.inside import DEPTH
 from crtc.methods.rows import field, left_out, named, scorers
 from crtc.showing import answer, record
@@ -326,7 +326,7 @@ def compress(
     Args:
         image: file of the image.
         prompt: the question.
-        method: name of the catalogue.
+        method: name of the catalogue, settings behind it in brackets.
         count: whole tokens to keep; 64 if neither count nor keep is given.
         keep: fraction to keep.
         host: the embedded one, or a folder or hub id of a LLaVA.
@@ -337,7 +337,7 @@ def compress(
         output: file of the overlay.
     """
     loaded = _host(host, dtype, device)
-    chosen = trained(scorer) if scorer else get_method(method)
+    chosen = trained(scorer) if scorer else named([method])[method]
     if count is None and keep is None:
         count = 64
     shown = answer(
