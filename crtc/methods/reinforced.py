@@ -9,15 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from crtc.graph import feature_neighbors, neighbor_edges
 from crtc.merging import make_plan, mean, nearest_kept, weighted_means
 from crtc.methods.learned import Learned
 from crtc.methods.method import Method, Need, in_full, keep_all
 from crtc.methods.personalized_page_rank import page_rank
 from crtc.methods.random import Random
-from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
+from crtc.reinforcement.degree import balanced_degree, inverse_degree
 from crtc.relevance import text_relevance
 from crtc.selection import top_k
 from crtc.similarity import nearest_neighbors
+from crtc.sparse_ward import ward_tree_on
 from crtc.tokens import DROPPED, Groups, Plan, SignalName, Tokens
 from crtc.ward import ward_tree
 
@@ -34,12 +36,12 @@ class Factor:
     """One part of an importance.
 
     Args:
-        of: tokens, their groups and their squared distances to a value [G, M] that is not negative.
+        of: tokens, their groups and their directions to a value [G, M] that is not negative.
         needs: what the tokens must bring.
         question_aware: whether the text changes it.
     """
 
-    of: Callable[[Tokens, Groups, Float[Tensor, "G M M"]], Float[Tensor, "G M"]]
+    of: Callable[[Tokens, Groups, Float[Tensor, "G M D"]], Float[Tensor, "G M"]]
     needs: frozenset[Need] = frozenset()
     question_aware: bool = False
 
@@ -52,21 +54,20 @@ def _floored(value: Float[Tensor, "G M"], groups: Groups) -> Float[Tensor, "G M"
 
 def _signal(name: SignalName, *, question_aware: bool = False) -> Factor:
     return Factor(
-        lambda tokens, groups, squared: groups.gather(getattr(tokens.signals, name).float()),
+        lambda tokens, groups, x: groups.gather(getattr(tokens.signals, name).float()),
         frozenset({name}),
         question_aware,
     )
 
 
-def _rarity(tokens: Tokens, groups: Groups, squared: Float[Tensor, "G M M"]) -> Float[Tensor, "G M"]:
+def _rarity(tokens: Tokens, groups: Groups, x: Float[Tensor, "G M D"]) -> Float[Tensor, "G M"]:
     """Distance of every direction from the mean of its group's."""
-    x = F.normalize(groups.gather(tokens.x.float()), dim=-1)
     middle = x.sum(1, keepdim=True) / groups.valid.sum(1)[:, None, None]
     away: Tensor = (x - middle).norm(dim=-1)
     return away
 
 
-def _page_rank(tokens: Tokens, groups: Groups, squared: Float[Tensor, "G M M"]) -> Float[Tensor, "G M"]:
+def _page_rank(tokens: Tokens, groups: Groups, x: Float[Tensor, "G M D"]) -> Float[Tensor, "G M"]:
     """Visits of a walk over nearest neighbours that starts anywhere."""
     edges = nearest_neighbors(groups.gather(tokens.x), groups.valid, 8)
     start = groups.valid / groups.valid.sum(1, keepdim=True)
@@ -74,25 +75,23 @@ def _page_rank(tokens: Tokens, groups: Groups, squared: Float[Tensor, "G M M"]) 
 
 
 FACTORS: dict[str, Factor] = {
-    "uniform": Factor(lambda tokens, groups, squared: groups.valid.float()),
-    "inverse_degree": Factor(lambda tokens, groups, squared: inverse_degree(squared, groups.valid)),
-    "balanced_degree": Factor(lambda tokens, groups, squared: balanced_degree(squared, groups.valid)),
-    "degree": Factor(
-        lambda tokens, groups, squared: groups.valid / inverse_degree(squared, groups.valid).clamp(min=FAINT)
-    ),
+    "uniform": Factor(lambda tokens, groups, x: groups.valid.float()),
+    "inverse_degree": Factor(lambda tokens, groups, x: inverse_degree(x, groups.valid)),
+    "balanced_degree": Factor(lambda tokens, groups, x: balanced_degree(x, groups.valid)),
+    "degree": Factor(lambda tokens, groups, x: groups.valid / inverse_degree(x, groups.valid).clamp(min=FAINT)),
     "rarity": Factor(_rarity),
     "page_rank": Factor(_page_rank),
-    "random": Factor(lambda tokens, groups, squared: groups.gather(Random().score(tokens))),
-    "norm": Factor(lambda tokens, groups, squared: groups.gather(tokens.x.float()).norm(dim=-1)),
+    "random": Factor(lambda tokens, groups, x: groups.gather(Random().score(tokens))),
+    "norm": Factor(lambda tokens, groups, x: groups.gather(tokens.x.float()).norm(dim=-1)),
     "cls_attention": _signal("cls_attention"),
     "received_attention": _signal("received_attention"),
     "question_attention": Factor(
-        lambda tokens, groups, squared: _floored(groups.gather(getattr(tokens.signals, LOOKED)), groups),
+        lambda tokens, groups, x: _floored(groups.gather(getattr(tokens.signals, LOOKED)), groups),
         frozenset({LOOKED}),
         True,
     ),
     "text_relevance": Factor(
-        lambda tokens, groups, squared: text_relevance(tokens, groups).clamp(min=0), frozenset({"text"}), True
+        lambda tokens, groups, x: text_relevance(tokens, groups).clamp(min=0), frozenset({"text"}), True
     ),
 }
 """What an importance can be made of, by name."""
@@ -115,6 +114,8 @@ class Reinforced(Method):
         aggregation: `"ward"`; or the most important stay, and each other token joins the one most like it: with its
             content for `"nearest"`, a mean weighted by importance, with its mass alone for `"top_k"`.
         look: tokens of every group in that first plan.
+        neighbors: Ward joins only along edges to as many most similar tokens, without ever holding all pairs, as long
+            groups need; all pairs without.
 
     Raises:
         ValueError: if the importance has a factor of another name or a power that is no number, there is no such
@@ -129,14 +130,21 @@ class Reinforced(Method):
     family = "graph"
 
     def __init__(
-        self, importance: str | Learned = "inverse_degree", *, aggregation: Aggregation = "ward", look: int = 64
+        self,
+        importance: str | Learned = "inverse_degree",
+        *,
+        aggregation: Aggregation = "ward",
+        look: int = 64,
+        neighbors: int | None = None,
     ):
         super().__init__()
         if aggregation not in get_args(Aggregation):
             raise ValueError(f"aggregation is {aggregation!r}, expected one of {', '.join(get_args(Aggregation))}")
         if look < 1:
             raise ValueError(f"look is {look!r}, expected at least 1")
-        self.importance, self.aggregation, self.look = importance, aggregation, look
+        if neighbors is not None and (neighbors < 1 or aggregation != "ward"):
+            raise ValueError(f"neighbors is {neighbors} with {aggregation}, expected at least 1, with ward")
+        self.importance, self.aggregation, self.look, self.neighbors = importance, aggregation, look, neighbors
         if isinstance(importance, Learned):
             self.factors: list[tuple[str, float]] = []
             self.needs, self.question_aware = importance.needs, importance.question_aware
@@ -163,10 +171,9 @@ class Reinforced(Method):
         if isinstance(self.importance, Learned):
             logit = groups.gather(self.importance.score(tokens).detach()).masked_fill(~groups.valid, -torch.inf)
             return groups, x, (logit - logit.amax(1, keepdim=True)).exp().clamp(min=FAINT) * groups.valid
-        squared = squared_distances(x)
         weight = groups.valid.float()
         for name, power in self.factors:
-            value = FACTORS[name].of(tokens, groups, squared) * groups.valid
+            value = FACTORS[name].of(tokens, groups, x) * groups.valid
             most = value.amax(1, keepdim=True)
             share = torch.where(most > 0, value / most.clamp(min=torch.finfo(value.dtype).tiny), 1.0)
             weight = weight * share.clamp(min=FAINT) ** power
@@ -182,24 +189,38 @@ class Reinforced(Method):
         """Plans at any counts, which cut one tree."""
         with in_full(tokens):
             groups, x, weight = self.weight(tokens)
-            tree = ward_tree(x, weight, groups.valid) if self.aggregation == "ward" else None
+            label = self._labels(tokens, groups, x, weight)
 
         def plan(k: Int[Tensor, " G"]) -> Plan:
             self.check(tokens, k)
             if bool((k == tokens.group_sizes).all()):
                 return keep_all(tokens)
             with in_full(tokens):
-                if tree is None:
+                if label is None:
                     kept = top_k(weight, groups.valid, k)
                     owner = nearest_kept(x, kept, groups.valid)
                     if self.aggregation == "top_k":
                         return make_plan(tokens, groups, owner, kept.float())
                 else:
-                    _, owner = weighted_means(x, tree.cut(k), groups.valid, weight)
+                    _, owner = weighted_means(x, label(k), groups.valid, weight)
                     owner = owner.masked_fill(~groups.valid, DROPPED)
                 return make_plan(tokens, groups, owner, mean(owner, groups.valid, weight))
 
         return plan
+
+    def _labels(
+        self, tokens: Tokens, groups: Groups, x: Float[Tensor, "G M D"], weight: Float[Tensor, "G M"]
+    ) -> Callable[[Int[Tensor, " G"]], Int[Tensor, "G M"]] | None:
+        """The cluster of every token for any counts, named by its first member; None where there are no clusters."""
+        if self.aggregation != "ward":
+            return None
+        if self.neighbors is None:
+            return ward_tree(x, weight, groups.valid).cut
+        flat = F.normalize(tokens.x.float(), dim=-1)
+        edges = neighbor_edges(feature_neighbors(flat, tokens.group, self.neighbors), flat)
+        each = weight.new_ones(len(tokens)).index_put((groups.index[groups.valid],), weight[groups.valid])
+        forest, place = ward_tree_on(flat, each, tokens.group, edges), groups.places(len(tokens))
+        return lambda k: place[forest.cut(k)[groups.index]] * groups.valid
 
     def plan(self, tokens: Tokens, k: Int[Tensor, " G"]) -> Plan:
         """Keep one token for each of `k[g]` clusters of every group."""

@@ -14,7 +14,7 @@ from crtc import merging
 from crtc.graph.neighbors import Neighbors, feature_neighbors, grid_neighbors, join, text_image, text_order
 from crtc.greedy import farthest_points
 from crtc.methods.learned import Importance, Learned
-from crtc.reinforcement.degree import inverse_degree, squared_distances
+from crtc.reinforcement.degree import inverse_degree
 from crtc.reinforcement.inhibition import inhibit, redundancy
 from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
@@ -262,8 +262,9 @@ class ReinforcedScorer(Learned):
             alike = _columns(neighbors, d.degree)  # grid neighbours are no copies
             logit = groups.gather(inhibit(flat, alike, F.softplus(self.gain), self.threshold))
         if d.prior:
-            squared = squared_distances(F.normalize(visual, dim=-1))
-            logit = logit + inverse_degree(squared, groups.valid).clamp(min=FAINT).log() * groups.valid
+            logit = (
+                logit + inverse_degree(F.normalize(visual, dim=-1), groups.valid).clamp(min=FAINT).log() * groups.valid
+            )
         return Placed(groups, logit, place, self.log_temperature.exp())
 
     def settle(self, said: Placed) -> None:

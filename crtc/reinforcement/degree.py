@@ -5,48 +5,65 @@ are the soft degree of a token in the similarity graph, the number of tokens tha
 importance, so that the copies of a token share what it has alone.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 ROUNDING = 1e-6
-"""Squared distance of directions below which rounding decides."""
+"""Squared distance below which rounding decides, for vectors of length one."""
 
 
-def squared_distances(x: Float[Tensor, "G M D"]) -> Float[Tensor, "G M M"]:
-    """Squared Euclidean distance of every pair of a group, 0 on the diagonal and the same both ways."""
-    product = x @ x.transpose(1, 2)
-    length = product.diagonal(dim1=1, dim2=2)
-    squared = (length[:, :, None] + length[:, None] - product - product.transpose(1, 2)).clamp(min=0)
-    return squared.diagonal_scatter(torch.zeros_like(length), dim1=1, dim2=2)
-
-
-def kernel(
-    squared: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], weight: Float[Tensor, "G M"]
-) -> Float[Tensor, "G M M"]:
+@dataclass(frozen=True)
+class Kernel:
     """How much two tokens are the same: 1 for copies, falling to 0 around half a deviation below the mean distance.
 
-    `sigmoid((m - s / 2 - d_ij) / (0.15 s))` of the squared distance d, over its value for copies, where m and s are the
-    mean and the standard deviation of d between two tokens of the group that are drawn with odds of `weight`. So the
-    threshold is the picture's own; how far below the mean and how steep was chosen on calibration scenes.
+    `sigmoid((m - s / 2 - d) / (0.15 s))` of the squared distance d, over its value for copies, where m and s are the
+    mean and the standard deviation of d between two tokens of a group. So the threshold is the picture's own; how far
+    below the mean and how steep was chosen on calibration scenes.
 
     Args:
-        squared: distance of every pair.
-        valid: False where padded.
-        weight: of every token, not negative, 0 where padded.
-
-    Returns:
-        Values in [0, 1], 1 between any two where all tokens are copies, 0 for padding.
+        reach: squared distance at which the sigmoid is one half.
+        slope: of the sigmoid.
     """
-    odds = (weight / weight.sum(1, keepdim=True))[:, None]
-    middle = odds @ squared @ odds.transpose(1, 2)
-    deviation = (odds @ (squared - middle).square() @ odds.transpose(1, 2)).sqrt()
-    reach, slope = middle - deviation / 2 + ROUNDING, 0.15 * deviation + ROUNDING
-    near = (torch.sigmoid((reach - squared) / slope) / torch.sigmoid(reach / slope)).clamp(max=1)
-    return near * (valid[:, None] & valid[..., None])
+
+    reach: Float[Tensor, "G 1 1"]
+    slope: Float[Tensor, "G 1 1"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "G M D"], weight: Float[Tensor, "G M"]) -> "Kernel":
+        """The kernel of tokens drawn with odds of `weight`, which is 0 where padded; time is linear in the tokens.
+
+        The moments of all pairs are those of the tokens: with mean 0 and `C = E[x x']`, the mean of d is `2 E|x|^2` and
+        that of its square `2 E|x|^4 + 2 (E|x|^2)^2 + 4 |C|^2`.
+        """
+        odds = (weight.double() / weight.double().sum(1, keepdim=True))[:, None]
+        x = x.double()
+        x = x - odds @ x
+        length = x.square().sum(-1, keepdim=True)
+        mean, fourth = odds @ length, odds @ length.square()
+        spread = (x * odds.transpose(1, 2)).transpose(1, 2) @ x
+        second = 2 * fourth + 2 * mean.square() + 4 * spread.square().sum((1, 2), keepdim=True)
+        deviation = (second - (2 * mean).square()).clamp(min=0).sqrt()
+        reach, slope = 2 * mean - deviation / 2 + ROUNDING, 0.15 * deviation + ROUNDING
+        return cls(reach.to(weight.dtype), slope.to(weight.dtype))
+
+    def __call__(self, squared: Float[Tensor, "G P Q"]) -> Float[Tensor, "G P Q"]:
+        """Values in [0, 1] of squared distances."""
+        most = torch.sigmoid(self.reach / self.slope)
+        return (torch.sigmoid((self.reach - squared) / self.slope) / most).clamp(max=1)
 
 
-def inverse_degree(squared: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"]) -> Float[Tensor, "G M"]:
+def squared_distances(x: Float[Tensor, "G M D"], rows: slice = slice(None)) -> Float[Tensor, "G P M"]:
+    """Squared Euclidean distance of some tokens of every group to all of it, 0 where rounding would decide."""
+    length = x.square().sum(-1)
+    both = length[:, rows, None] + length[:, None]
+    squared = both - 2 * x[:, rows] @ x.transpose(1, 2)
+    return squared.masked_fill(squared <= ROUNDING * both / 2, 0)
+
+
+def inverse_degree(x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], *, chunk: int = 1024) -> Float[Tensor, "G M"]:
     """`1 / sum_j k_ij` in (0, 1], 0 where padded.
 
     Moving or turning all tokens changes no distance, and scaling them none relative to the others. A token with n
@@ -54,15 +71,19 @@ def inverse_degree(squared: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"]) 
     quite the same for every n. `balanced_degree` has that exactly.
 
     Args:
-        squared: distance of every pair.
+        x: tokens.
         valid: False where padded.
+        chunk: rows of the kernel at once: memory is `G * chunk * M`, never the square of a long group.
     """
-    return valid / kernel(squared, valid, valid.to(squared.dtype)).sum(-1).clamp(min=ROUNDING)
+    near = Kernel.of(x, valid.to(x.dtype))
+    degree = torch.zeros_like(x[..., 0])
+    for start in range(0, x.shape[1], chunk):
+        rows = slice(start, start + chunk)
+        degree[:, rows] = (near(squared_distances(x, rows)) * valid[:, None]).sum(-1)
+    return valid / degree.clamp(min=ROUNDING)
 
 
-def balanced_degree(
-    squared: Float[Tensor, "G M M"], valid: Bool[Tensor, "G M"], *, rounds: int = 20
-) -> Float[Tensor, "G M"]:
+def balanced_degree(x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], *, rounds: int = 20) -> Float[Tensor, "G M"]:
     """Weights towards `sum_j k_ij w_j = 1`: every token finds weight 1 around it, whoever holds it. 0 where padded.
 
     With W the sum of the weights of all copies of a token, the equations name W alone, and so does the kernel, whose
@@ -72,13 +93,14 @@ def balanced_degree(
     once, so that what is said holds after any number of rounds.
 
     Args:
-        squared: distance of every pair.
+        x: tokens.
         valid: False where padded.
         rounds: of the iteration.
     """
     both = valid[:, None] & valid[..., None]
-    weight = valid.to(squared.dtype) / ((squared <= ROUNDING) & both).sum(-1).clamp(min=1)
-    near = kernel(squared, valid, weight)
+    squared = squared_distances(x)
+    weight = valid.to(x.dtype) / ((squared == 0) & both).sum(-1).clamp(min=1)
+    near = Kernel.of(x, weight)(squared) * both
     for _ in range(rounds):
         around = (near @ weight[..., None])[..., 0]
         weight = weight / around.clamp(min=ROUNDING).sqrt()

@@ -1,13 +1,16 @@
 """Importance from the graph: what it is blind to, and what it equals."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from crtc.graph import edge_degree, radius_edges
 from crtc.methods import Reinforced, ReinforcedScorer
-from crtc.reinforcement.degree import balanced_degree, inverse_degree, squared_distances
+from crtc.reinforcement.degree import Kernel, balanced_degree, inverse_degree, squared_distances
 from crtc.tokens import IMAGE, Plan, Tokens, apply
 from tests.making import make_image, make_tokens
 
@@ -48,10 +51,7 @@ def test_copies_do_not_count(seed: int, num: int, width: int, data: st.DataObjec
 def test_copies_share_the_balanced_weight(seed: int, times: int) -> None:
     x = torch.randn(1, 12, 5, generator=torch.Generator().manual_seed(seed))
     source = torch.cat([torch.zeros(times - 1, dtype=torch.long), torch.arange(12)])
-    one, other = (
-        balanced_degree(squared_distances(part), torch.ones(part.shape[:2], dtype=torch.bool))[0]
-        for part in (x, x[:, source])
-    )
+    one, other = (balanced_degree(part, torch.ones(part.shape[:2], dtype=torch.bool))[0] for part in (x, x[:, source]))
     shared = torch.zeros(12).index_add(0, source, other)
     torch.testing.assert_close(shared, one, atol=1e-4, rtol=1e-4)
     uniform = torch.zeros(12).index_add(0, source, torch.ones(len(source)))
@@ -64,16 +64,16 @@ def test_moving_turning_and_scaling_change_nothing(form: object) -> None:
     x = torch.randn(2, 15, 6, generator=generator, dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
     valid = torch.arange(15) < torch.tensor([[15], [9]])
-    weight = form(squared_distances(x), valid)  # type: ignore[operator]
+    weight = form(x, valid)  # type: ignore[operator]
     assert bool((weight[valid] > 0).all()) and bool((weight[~valid] == 0).all())
     for other in (x + 7.0, x @ turn, 0.5 * x, 50 * x @ turn - 3):
-        torch.testing.assert_close(form(squared_distances(other), valid), weight, atol=0, rtol=1e-4)  # type: ignore[operator]
+        torch.testing.assert_close(form(other, valid), weight, atol=0, rtol=1e-4)  # type: ignore[operator]
 
 
 def test_inverse_degree_counts_what_is_alike() -> None:
     """Three copies of one thing and a far one: 1 / 3 each and 1."""
     x = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-    weight = inverse_degree(squared_distances(x), torch.ones(1, 4, dtype=torch.bool))
+    weight = inverse_degree(x, torch.ones(1, 4, dtype=torch.bool))
     torch.testing.assert_close(weight, torch.tensor([[1 / 3, 1 / 3, 1 / 3, 1.0]]), atol=0.02, rtol=0)
 
 
@@ -127,3 +127,73 @@ def test_importance_of_a_trained_method() -> None:
     expected = groups.gather(scorer.score(tokens)).masked_fill(~groups.valid, -torch.inf).softmax(1)
     torch.testing.assert_close(weight / weight.sum(1, keepdim=True), expected)
     assert not Reinforced(scorer).question_aware and Reinforced(ReinforcedScorer(16)).question_aware
+
+
+def test_moments_of_all_pairs_are_those_of_the_tokens() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 9, 4, generator=generator, dtype=torch.float64) + 3
+    weight = torch.rand(2, 9, generator=generator, dtype=torch.float64)
+    weight[1, 6:] = 0
+    squared, near = squared_distances(x), Kernel.of(x, weight)
+    for group in range(2):
+        odds = torch.outer(weight[group], weight[group]) / weight[group].sum() ** 2
+        mean = (odds * squared[group]).sum()
+        deviation = (odds * (squared[group] - mean).square()).sum().sqrt()
+        torch.testing.assert_close(near.reach[group, 0, 0], mean - deviation / 2, atol=1e-5, rtol=0)
+        torch.testing.assert_close(near.slope[group, 0, 0], 0.15 * deviation, atol=1e-5, rtol=0)
+
+
+def test_rows_in_chunks_are_all_rows() -> None:
+    x = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(5))
+    valid = torch.arange(40) < torch.tensor([[40], [23]])
+    torch.testing.assert_close(inverse_degree(x, valid, chunk=7), inverse_degree(x, valid))
+
+
+@pytest.mark.parametrize(("slopes", "error"), [(2, 0.25), (5, 0.05), (50, 1e-5)])
+def test_degree_within_a_radius(slopes: float, error: float) -> None:
+    """What lies beyond a radius adds little, the less the wider it is; with all pairs it is the dense one."""
+    x = torch.nn.functional.normalize(torch.randn(60, 6, generator=torch.Generator().manual_seed(6)), dim=-1)
+    near = Kernel.of(x[None], torch.ones(1, 60))
+    radius = float((near.reach + slopes * near.slope).sqrt())
+    edges = radius_edges(x, torch.zeros(60, dtype=torch.long), radius)
+    degree = edge_degree(edges, near(edges.squared[None, None])[0, 0])
+    exact = 1 / inverse_degree(x[None], torch.ones(1, 60, dtype=torch.bool))[0]
+    assert bool((degree <= exact + 1e-4).all())
+    assert float(((exact - degree) / exact).max()) < error
+
+
+def test_along_edges_it_is_the_same_where_all_tokens_share_them() -> None:
+    tokens = make_tokens([[(5, 6)], [(3, 4), (4, 4)]])
+    k = torch.tensor([7, 3, 5])
+    dense, sparse = Reinforced()(tokens, k), Reinforced(neighbors=40)(tokens, k)
+    assert torch.equal(dense.slot, sparse.slot) and torch.equal(dense.kept, sparse.kept)
+    torch.testing.assert_close(dense.weight, sparse.weight)
+    few = Reinforced(neighbors=2)(tokens, k)
+    assert torch.equal(few.num_kept, k) and float(few.size.sum()) == 58
+
+
+def test_along_few_edges_it_loses_little_more() -> None:
+    """The weighted sum of squares within clusters, which Ward keeps small, on clumps of directions."""
+    generator = torch.Generator().manual_seed(7)
+    clumps = torch.randn(20, 24, generator=generator)
+    tokens = tokens_of(
+        clumps[torch.randint(20, (300,), generator=generator)] + 0.4 * torch.randn(300, 24, generator=generator)
+    )
+
+    def loss(method: Reinforced, k: int) -> float:
+        _, x, weight = method.weight(tokens)
+        slot = method(tokens, torch.tensor([k])).slot
+        total = torch.zeros(k).index_add(0, slot, weight[0])
+        mean = torch.zeros(k, 24).index_add(0, slot, weight[0, :, None] * x[0]) / total[:, None]
+        return float((weight[0] * (x[0] - mean[slot]).square().sum(-1)).sum())
+
+    for k in (10, 20, 60):
+        dense = loss(Reinforced(), k)
+        assert loss(Reinforced(neighbors=16), k) < 1.03 * dense
+        assert loss(Reinforced(neighbors=4), k) < 1.5 * dense
+
+
+@pytest.mark.parametrize("wrong", [{"neighbors": 0}, {"neighbors": 8, "aggregation": "top_k"}])
+def test_edges_are_for_ward(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"neighbors is {wrong['neighbors']} with"):
+        Reinforced(**wrong)
