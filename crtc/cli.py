@@ -434,6 +434,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     demo,
     evaluate,
     factorial,
+    geometries,
     classify,
     benchmark,
     ablate,

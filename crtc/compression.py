@@ -32,9 +32,10 @@ from crtc.hosts import (
     question_attention,
     shorten,
 )
+from crtc.merging import spread
 from crtc.methods import Method, get_method
 from crtc.methods.method import keep_all
-from crtc.tokens import DROPPED, LAYER_SIGNALS, SIGNALS, Plan, Tokens
+from crtc.tokens import LAYER_SIGNALS, SIGNALS, Plan, Tokens
 
 DEFAULT = "reinforced"
 """What compresses where nothing else is said: no training, no width, no question."""
@@ -303,6 +304,8 @@ def _plan(
     encoded = encode(model, inputs, [name for name in SIGNALS if name in method.needs])
     k = counts.resolve(encoded.tokens.group_sizes, keep=keep, count=count)
     method = method.to(k.device)
+    if bool((k == encoded.tokens.group_sizes).all()):  # nothing is chosen, so nothing need be looked at
+        return encoded, keep_all(encoded.tokens)
     tokens = looked(encoded, method, encoded.tokens)[0]
     return replace(encoded, tokens=tokens), method(tokens, k)
 
@@ -324,11 +327,9 @@ def looked(
     first = method.first_plan(tokens)
     if first is None:
         return tokens, 0.0
-    index = torch.arange(len(encoded.tokens), device=tokens.x.device) if seen is None else seen.nonzero()[:, 0]
-    slot = torch.full_like(encoded.tokens.group, DROPPED).index_put((index,), first.slot)
-    weight = first.weight.new_zeros(len(encoded.tokens)).index_put((index,), first.weight)
-    whole = Plan(index[first.kept], slot, weight, first.size, encoded.tokens.group)
-    attention = question_attention(encoded, whole, seen=seen)[index]
+    whole = spread(first, tokens, encoded.tokens, torch.arange(tokens.num_groups, device=tokens.x.device))
+    attention = question_attention(encoded, whole, seen=seen)
+    attention = attention if seen is None else attention[seen]
     read = float(first.num_kept.double().mean())
     return replace(tokens, signals=replace(tokens.signals, question_attention=attention)), read
 

@@ -113,3 +113,20 @@ def weighted_means(
 def centres(owner: Int[Tensor, "G M"]) -> Bool[Tensor, "G M"]:
     """The kept tokens of an owner map: those that own themselves."""
     return owner == torch.arange(owner.shape[1], device=owner.device)
+
+
+def spread(plan: Plan, looks: Tokens, tokens: Tokens, image_of: Int[Tensor, " G"]) -> Plan:
+    """A plan of some images for longer or more prompts that hold the same images.
+
+    Args:
+        plan: of `looks`.
+        looks: what the method saw.
+        tokens: the prompts that are to be shortened.
+        image_of: for every group of `tokens` the group of `looks` with the same image.
+    """
+    groups = Groups.of(looks)
+    joins = plan.slot >= 0
+    owner = torch.full_like(plan.slot, -1)
+    owner[joins] = groups.places(len(looks))[plan.kept][plan.slot[joins]]
+    rows = torch.where(groups.valid, owner[groups.index], -1)[image_of]
+    return make_plan(tokens, Groups.of(tokens), rows, groups.gather(plan.weight)[image_of])

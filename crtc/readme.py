@@ -11,6 +11,7 @@ from typing import Any
 
 from crtc.cli import methods
 from crtc.evaluation.evaluate import ALL, NO_IMAGE, WRONG_IMAGE
+from crtc.evaluation.report import OURS
 from crtc.retention import Interval
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ SHOWN = {
     *{ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"},
     *{"pyramid_drop", "sparsevlm", "tome", "vision_zip", "kmeans", "dpc_knn", "dbdpc", "agglomerative", "div_prune"},
     *{"maximal_marginal_relevance", "scope", "cdpruner", "mmtok", "gprune", "personalized_page_rank"},
-    *{"learn_pruner", "vision_selector", "diff_prune", "reinforced_scorer", "reinforced_scorer blind"},
+    *{"learn_pruner", "vision_selector", "diff_prune", "reinforced", "reinforced_scorer", "reinforced_scorer blind"},
 }
 """Rows of the README's table; the file that it is cut from has all."""
 
@@ -88,9 +89,11 @@ def headline(summary: dict[str, Any]) -> str:
     for label, name in learned.items():
         cells = [cell([row for row in rows if row["method"] == label and row["count"] == n]) for n in counts]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    others = [cell([row for row in rows if row["method"] not in learned and row["count"] == n]) for n in counts]
+    others = [cell([row for row in rows if not row["method"].startswith(OURS) and row["count"] == n]) for n in counts]
     lines.append(
-        f"| best of {len({row['method'] for row in rows} - set(learned))} others | " + " | ".join(others) + " |"
+        f"| best of {len({row['method'] for row in rows if not row['method'].startswith(OURS)})} others | "
+        + " | ".join(others)
+        + " |"
     )
     return "\n".join(lines)
 

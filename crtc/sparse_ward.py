@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crtc.batching import by_group
 from crtc.graph.neighbors import owner_groups
-from crtc.graph.radius import Edges, squared_distances
+from crtc.graph.radius import Edges, squared_lengths
 from crtc.ward import ward_tree
 
 
@@ -185,4 +185,4 @@ def _costs(
     centre: Float[Tensor, "V D"], total: Float[Tensor, " V"], one: Int[Tensor, " P"], other: Int[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
     """What it costs to join the ends of every edge."""
-    return squared_distances(centre, one, other) / (1 / total[one] + 1 / total[other])
+    return squared_lengths(centre, one, other) / (1 / total[one] + 1 / total[other])

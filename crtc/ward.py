@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+FAINT = 1e-6
+"""Least weight, of the largest of a group, that callers give: no token joins another for free."""
+
 
 @dataclass(frozen=True)
 class WardTree:

@@ -128,7 +128,7 @@ def test_commands_load_the_host_in_it_and_say_so(
     def stop(*given: Any) -> None:
         raise ValueError("far enough")
 
-    for name, fake in {"load_host": load, "image_tokens": stop, "get_method": stop}.items():
+    for name, fake in {"load_host": load, "image_tokens": stop, "named": stop}.items():
         monkeypatch.setattr(cli, name, fake)
     needed = ["--image", "image.png", "--prompt", "why?"] if command == "compress" else []
     with pytest.raises(SystemExit):

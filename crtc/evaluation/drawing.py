@@ -52,7 +52,7 @@ def curves(summary: dict[str, Any], path: Path | str) -> None:
                 yerr=[value - low, high - value],
                 label=label if label in named else f"{len(rest)} more" if label == rest[0] else "_",
                 color=OWN.get(label.split(" ")[0], colors.get(label, "0.75")),
-                linestyle="--" if "(" in label else "-",  # the scorer of this run beside the shipped one
+                linestyle="--" if "(" in label else "-",  # what was given, and other settings, beside the plain one
                 linewidth=2.6 if own else 1.4 if label in named else 0.7,
                 marker=markers.get(label, ""),
                 markersize=5,

@@ -35,11 +35,11 @@ from crtc.hosts.dialogue import (
     shortened_targets,
 )
 from crtc.hosts.view import view_of
-from crtc.merging import make_plan
+from crtc.merging import spread
 from crtc.methods.method import Method, keep_all
 from crtc.retention import Bools, Floats, evidence_recall, kl_divergence
 from crtc.tasks.picture import Picture, Task
-from crtc.tokens import LAYER_SIGNALS, LOOK_SIGNALS, SIGNALS, Groups, Plan, Tokens
+from crtc.tokens import LAYER_SIGNALS, LOOK_SIGNALS, SIGNALS
 
 ALL, NO_IMAGE, WRONG_IMAGE = "all tokens", "no image", "wrong image"
 CONTROLS = "controls"
@@ -418,20 +418,3 @@ def _without_image(encoded: Encoded, talk: Dialogue, targets: Int[Tensor, "B L"]
         "position_ids": order,
     }
     return answer_logits(encoded.model, inputs, targets.gather(1, order).masked_fill(~real, -100))[0]
-
-
-def spread(plan: Plan, looks: Tokens, tokens: Tokens, image_of: Int[Tensor, " G"]) -> Plan:
-    """A plan of some images for longer or more prompts that hold the same images.
-
-    Args:
-        plan: of `looks`.
-        looks: what the method saw.
-        tokens: the prompts that are to be shortened.
-        image_of: for every group of `tokens` the group of `looks` with the same image.
-    """
-    groups = Groups.of(looks)
-    joins = plan.slot >= 0
-    owner = torch.full_like(plan.slot, -1)
-    owner[joins] = groups.places(len(looks))[plan.kept][plan.slot[joins]]
-    rows = torch.where(groups.valid, owner[groups.index], -1)[image_of]
-    return make_plan(tokens, Groups.of(tokens), rows, groups.gather(plan.weight)[image_of])

@@ -13,16 +13,14 @@ from matplotlib.figure import Figure
 from crtc.evaluation.evaluate import Evaluation, Results
 from crtc.evaluation.report import finite
 from crtc.methods import Method, Reinforced, get_method
+from crtc.methods.reinforced import FACTORS, LOOKED
 from crtc.retention import Interval, ratio, resamples
 from crtc.tasks.picture import Task
 
-IMPORTANCES = (
-    *("uniform", "random", "norm", "cls_attention", "received_attention", "text_relevance", "page_rank", "degree"),
-    *("rarity", "balanced_degree", "inverse_degree", "learned"),
-)
+IMPORTANCES = (*(name for name in FACTORS if name != LOOKED), "learned")
 AGGREGATIONS = ("top_k", "nearest", "ward")
 COUNTS = (64, 32, 16, 8)
-FACTORS = ("importance", "aggregation", "mass")
+DESIGN = ("importance", "aggregation", "mass")
 
 
 def cells() -> dict[str, Method]:
@@ -89,14 +87,16 @@ def explained(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Share in percent of the variance of cells that each factor explains by itself, and what is left to interactions.
 
     The sum of squares of a factor's means about the grand mean, over that of all cells; shares of a full design add up.
+    NaN where all cells are equal.
     """
     value = np.array([row["relative"]["value"] for row in rows])
     total = float(((value - value.mean()) ** 2).sum())
     shares = {}
-    for factor in FACTORS:
+    for factor in DESIGN:
         levels = [row[factor] for row in rows]
         means = {level: value[[one == level for one in levels]].mean() for level in set(levels)}
-        shares[factor] = 100 * float(sum((means[level] - value.mean()) ** 2 for level in levels)) / total
+        among = float(sum((means[level] - value.mean()) ** 2 for level in levels))
+        shares[factor] = 100 * among / total if total else float("nan")
     return {**shares, "interactions": 100 - sum(shares.values())}
 
 
@@ -120,7 +120,7 @@ def markdown(found: dict[str, Any]) -> str:
         "Share of the variance among the cells of a count that each factor explains by itself, in percent:",
         "",
     ]
-    lines += ["| count | " + " | ".join((*FACTORS, "interactions")) + " |", "|---" * 5 + "|"]
+    lines += ["| count | " + " | ".join((*DESIGN, "interactions")) + " |", "|---" * 5 + "|"]
     for count, shares in found["explained"].items():
         lines.append(f"| {count} | " + " | ".join(f"{share:.0f}" for share in shares.values()) + " |")
     return "\n".join(lines) + "\n"
@@ -132,11 +132,11 @@ def heat_map(found: dict[str, Any], path: Path | str) -> None:
     columns = list(itertools.product(AGGREGATIONS, (False, True)))
     by = {(r["importance"], r["aggregation"], r["mass"], r["count"]): r["relative"]["value"] for r in found["rows"]}
     here = [name for name in IMPORTANCES if any(key[0] == name for key in by)]
-    order = sorted(here, key=lambda name: -max(by[name, a, m, counts[-1]] for a, m in columns))
+    order = sorted(here, key=lambda name: -max(by.get((name, a, m, counts[-1]), -1.0) for a, m in columns))
     figure = Figure(figsize=(4.3 * len(counts) + 1.5, 0.42 * len(order) + 2), layout="constrained")
     for place, count in enumerate(counts):
         axes = figure.add_subplot(1, len(counts), place + 1)
-        grid = np.array([[by[name, a, m, count] for a, m in columns] for name in order])
+        grid = np.array([[by.get((name, a, m, count), np.nan) for a, m in columns] for name in order])
         drawn = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=20, vmax=100)
         for row, column in np.ndindex(grid.shape):
             shade = "white" if grid[row, column] < 65 else "black"

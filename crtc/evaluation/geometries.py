@@ -16,11 +16,11 @@ from crtc.evaluation.photographs import Photographs
 from crtc.evaluation.report import finite
 from crtc.hosts.classifier import Classifier
 from crtc.methods import Method, Reinforced
-from crtc.methods.reinforced import FAINT
 from crtc.retention import Interval, difference, ratio, resamples
 from crtc.tasks.labelled import Labelled
 from crtc.tasks.picture import Task
 from crtc.tokens import Groups, Plan, Signals, Tokens
+from crtc.ward import FAINT
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 FIXED = 0.5
@@ -146,9 +146,10 @@ def geometries(
             ours = results.runs[f"{MOMENTS} | {geometry}", True, count].right
             gap = vars(difference(ours, right, full, draws))
             rows.append(_row(geometry, form, count, vars(ratio(right, full, draws)), gap))
+    found = {"config": results.config, "questions": len(full), "rows": rows}
     if classifier is not None and data is not None:
-        rows += _photographs(classifier, data, folder, images)
-    found = {"config": results.config, "questions": len(full), "images": images, "rows": rows}
+        more, found["photographs"] = _photographs(classifier, data, folder, images)
+        rows += more
     (folder / "geometries.json").write_text(json.dumps(finite(found), indent=1) + "\n")
     (folder / "table.md").write_text(markdown(found))
     return (folder / "table.md").read_text()
@@ -158,8 +159,10 @@ def _row(geometry: str, form: str, count: int, relative: Any, gap: Any) -> dict[
     return {"geometry": geometry, "form": form, "count": count, "relative": relative, "moments_minus_this": gap}
 
 
-def _photographs(classifier: Classifier, data: Labelled, folder: Path, images: int | None) -> list[dict[str, Any]]:
-    """The same of the layers of a classifier, at a tenth and a twenty-fifth of its patch tokens."""
+def _photographs(
+    classifier: Classifier, data: Labelled, folder: Path, images: int | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The same of the layers of a classifier, at a tenth and a twenty-fifth of its patch tokens; and what was asked."""
     methods: dict[str, Method] = {MOMENTS: Reinforced(), f"fixed {FIXED}": FixedThreshold(FIXED)}
     counts = [max(1, round(part * classifier.num_patches)) for part in (0.1, 0.04)]
     found = Photographs(classifier, data, methods, counts=counts, images=images).run(folder)
@@ -169,7 +172,7 @@ def _photographs(classifier: Classifier, data: Labelled, folder: Path, images: i
         ours = found.runs[MOMENTS, layer, True, count]
         gap = vars(difference(ours, right, found.full, draws))
         rows.append(_row(f"{data.name}, layer {layer}", label, count, vars(ratio(right, found.full, draws)), gap))
-    return rows
+    return rows, found.config
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -13,6 +13,15 @@ from torch import nn
 
 from crtc.methods.method import Method
 
+_EQUATIONS = tuple(
+    f"crtc.{room}"
+    for room in (
+        *("methods", "reinforcement", "graph", "greedy", "selection", "merging", "clustering", "ward", "sparse_ward"),
+        *("relevance", "similarity", "batching", "evaluation.geometries"),
+    )
+)
+"""Where code is that plans come from."""
+
 
 class Parts:
     """Values by name, in a folder of their own for every setting; nothing is kept without a folder.
@@ -66,12 +75,25 @@ def weights_digest(module: nn.Module) -> str:
 
 def method_digest(label: str, method: Method) -> str:
     """Digest of all that a method's results depend on beside the setting: settings, weights and code."""
-    return digest([label, f"{method}", method.question_aware, weights_digest(method), _source(method)])
+    return digest([label, f"{method}", method.question_aware, weights_digest(method), _sources(method)])
 
 
-def _source(method: Method) -> str:
-    """The code of a method's module, since who changes a method measures it anew; nothing where it cannot be read."""
-    try:
-        return inspect.getsource(sys.modules[type(method).__module__])
-    except (OSError, TypeError):
-        return ""
+def _sources(method: Method) -> dict[str, str]:
+    """The code that a method's plans come from, by module: its own, that of its parts, and of what they are made of.
+
+    Who changes any of it measures the method anew. Nothing of what cannot be read.
+    """
+    found: dict[str, str] = {}
+    open_ends = [kind.__module__ for part in method.modules() for kind in type(part).__mro__]
+    while open_ends:
+        name = open_ends.pop()
+        own = name == type(method).__module__ or name.startswith(_EQUATIONS)
+        if name in found or name not in sys.modules or not own:
+            continue
+        try:
+            found[name] = inspect.getsource(sys.modules[name])
+        except (OSError, TypeError):
+            continue
+        for value in vars(sys.modules[name]).values():
+            open_ends.append(value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or "")
+    return found

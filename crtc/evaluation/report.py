@@ -154,7 +154,7 @@ def _cell(run: Run, full: Run, draws: Resamples) -> str:
 
 
 def _margins(results: Results, draws: Resamples) -> list[str]:
-    """The learned rows minus the best of the others, and minus the shipped scorer where one was given, paired."""
+    """Our rows minus the best of the others, and minus each other, paired."""
     lines: list[str] = []
     differences = compare(results, draws)
     others = [entry for entry in differences if not entry["against"].startswith(OURS)]
@@ -185,7 +185,7 @@ def _own_margins(title: str, entries: list[dict[str, Any]], counts: Sequence[int
     if not entries:
         return []
     lines = [f"{title}, in the same points:", ""]
-    lines += ["| scorer | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    lines += ["| row | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
     for learned in dict.fromkeys(entry["learned"] for entry in entries):
         found = {entry["count"]: entry["difference"] for entry in entries if entry["learned"] == learned}
         cells = [str(Interval(**found[count])) if count in found else "-" for count in counts]

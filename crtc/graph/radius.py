@@ -120,7 +120,7 @@ def radius_edges(
         del far
         group, row, column = near.triu_(1).nonzero(as_tuple=True)
         pair = torch.stack([groups.index[group, row + start], groups.index[group, column + start]])
-        apart = squared_distances(x, *pair)
+        apart = squared_lengths(x, *pair)
         close = apart <= limit[group]
         ends.append(pair[:, close])
         squared.append(apart[close])
@@ -150,7 +150,7 @@ def neighbor_edges(neighbors: Neighbors, x: Float[Tensor, "N D"]) -> Edges:
     ends = neighbors.to_edges()[0]
     key = torch.unique((ends.amin(0) * num + ends.amax(0))[ends[0] != ends[1]])
     pair = torch.stack([key // num, key % num]) if num else ends
-    return _both_ways(pair, squared_distances(x.to(torch.promote_types(x.dtype, torch.float32)), *pair), num)
+    return _both_ways(pair, squared_lengths(x.to(torch.promote_types(x.dtype, torch.float32)), *pair), num)
 
 
 def edge_degree(edges: Edges, kernel: Float[Tensor, " E"]) -> Float[Tensor, " N"]:
@@ -196,11 +196,11 @@ def edge_matvec(edges: Edges, kernel: Float[Tensor, " E"], weight: Float[Tensor,
     return weight + _arriving(edges, kernel, weight)
 
 
-def squared_distances(x: Float[Tensor, "N D"], one: Int[Tensor, " P"], other: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
+def squared_lengths(x: Float[Tensor, "N D"], one: Int[Tensor, " P"], other: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
     """Squared Euclidean distances of pairs of tokens from their differences: 0 for copies, whatever their length.
 
     Example:
-        >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0]), torch.tensor([1]))
+        >>> squared_lengths(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([0]), torch.tensor([1]))
         tensor([25.])
 
     Args:

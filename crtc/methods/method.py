@@ -62,7 +62,7 @@ class Method(nn.Module, ABC):
 
     def first_plan(self, tokens: Tokens) -> Plan | None:
         """A coarse plan that the language model is to look at before this method plans; its attention then comes as
-        the signal `question_attention`. None where no look is needed.
+        the signal `question_attention`. None where no look is needed; a method with one is question-aware.
         """
         return None
 

@@ -1,5 +1,6 @@
 """Reinforcement without training: importance over the token graph, and Ward clusters weighted by it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,22 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crtc.graph import feature_neighbors, neighbor_edges
-from crtc.merging import make_plan, mean, nearest_kept, weighted_means
+from crtc.merging import give_mass, make_plan, mean, nearest_kept, weighted_means
 from crtc.methods.learned import Learned
-from crtc.methods.method import Method, Need, in_full, keep_all
-from crtc.methods.personalized_page_rank import page_rank
+from crtc.methods.method import Method, Need, ScoreMethod, in_full, keep_all
+from crtc.methods.norm import Norm
+from crtc.methods.personalized_page_rank import PersonalizedPageRank
 from crtc.methods.random import Random
 from crtc.reinforcement.degree import balanced_degree, inverse_degree
 from crtc.relevance import text_relevance
 from crtc.selection import top_k
-from crtc.similarity import nearest_neighbors
 from crtc.sparse_ward import ward_tree_on
 from crtc.tokens import DROPPED, Groups, Plan, SignalName, Tokens
-from crtc.ward import ward_tree
+from crtc.ward import FAINT, ward_tree
 
 Aggregation = Literal["ward", "nearest", "top_k"]
-FAINT = 1e-6
-"""Least weight, of the largest of a group: no token joins another for free."""
 LOOKED: SignalName = "question_attention"
 FLOOR = 0.3
 """Share of the attention of a first look that is spread over all tokens; chosen on calibration scenes."""
@@ -52,11 +51,10 @@ def _floored(value: Float[Tensor, "G M"], groups: Groups) -> Float[Tensor, "G M"
     return value / total + FLOOR / groups.valid.sum(1, keepdim=True)
 
 
-def _signal(name: SignalName, *, question_aware: bool = False) -> Factor:
+def _signal(name: SignalName) -> Factor:
     return Factor(
         lambda tokens, groups, x: groups.gather(getattr(tokens.signals, name).float()),
         frozenset({name}),
-        question_aware,
     )
 
 
@@ -67,11 +65,9 @@ def _rarity(tokens: Tokens, groups: Groups, x: Float[Tensor, "G M D"]) -> Float[
     return away
 
 
-def _page_rank(tokens: Tokens, groups: Groups, x: Float[Tensor, "G M D"]) -> Float[Tensor, "G M"]:
-    """Visits of a walk over nearest neighbours that starts anywhere."""
-    edges = nearest_neighbors(groups.gather(tokens.x), groups.valid, 8)
-    start = groups.valid / groups.valid.sum(1, keepdim=True)
-    return page_rank(edges, start, damping=0.85, steps=20)
+def _score(method: ScoreMethod) -> Factor:
+    """The score of a method that ranks."""
+    return Factor(lambda tokens, groups, x: groups.gather(method.score(tokens)), method.needs, method.question_aware)
 
 
 FACTORS: dict[str, Factor] = {
@@ -80,13 +76,13 @@ FACTORS: dict[str, Factor] = {
     "balanced_degree": Factor(lambda tokens, groups, x: balanced_degree(x, groups.valid)),
     "degree": Factor(lambda tokens, groups, x: groups.valid / inverse_degree(x, groups.valid).clamp(min=FAINT)),
     "rarity": Factor(_rarity),
-    "page_rank": Factor(_page_rank),
-    "random": Factor(lambda tokens, groups, x: groups.gather(Random().score(tokens))),
-    "norm": Factor(lambda tokens, groups, x: groups.gather(tokens.x.float()).norm(dim=-1)),
+    "page_rank": _score(PersonalizedPageRank("uniform")),
+    "random": _score(Random()),
+    "norm": _score(Norm()),
     "cls_attention": _signal("cls_attention"),
     "received_attention": _signal("received_attention"),
     "question_attention": Factor(
-        lambda tokens, groups, x: _floored(groups.gather(getattr(tokens.signals, LOOKED)), groups),
+        lambda tokens, groups, x: _floored(groups.gather(getattr(tokens.signals, LOOKED).float()), groups),
         frozenset({LOOKED}),
         True,
     ),
@@ -94,7 +90,7 @@ FACTORS: dict[str, Factor] = {
         lambda tokens, groups, x: text_relevance(tokens, groups).clamp(min=0), frozenset({"text"}), True
     ),
 }
-"""What an importance can be made of, by name."""
+"""What an importance can be made of, by name; likeness to the text counts where it is positive."""
 
 
 class Reinforced(Method):
@@ -114,8 +110,8 @@ class Reinforced(Method):
         aggregation: `"ward"`; or the most important stay, and each other token joins the one most like it: with its
             content for `"nearest"`, a mean weighted by importance, with its mass alone for `"top_k"`.
         look: tokens of every group in that first plan.
-        neighbors: Ward joins only along edges to as many most similar tokens, without ever holding all pairs, as long
-            groups need; all pairs without.
+        neighbors: Ward joins only along edges to as many most similar tokens; with an importance that holds no pairs of
+            tokens either, as all but `balanced_degree` and `page_rank`, long groups fit into memory. All pairs without.
 
     Raises:
         ValueError: if the importance has a factor of another name or a power that is no number, there is no such
@@ -149,6 +145,8 @@ class Reinforced(Method):
             self.factors: list[tuple[str, float]] = []
             self.needs, self.question_aware = importance.needs, importance.question_aware
             return
+        if not isinstance(importance, str):
+            raise ValueError(f"importance is {importance!r}, expected names joined by * or a learned method")
         self.factors = [_factor(part.strip()) for part in importance.split("*")]
         self.uses_order = any(name == "random" for name, _ in self.factors)
         used = [FACTORS[name] for name, _ in self.factors]
@@ -160,7 +158,7 @@ class Reinforced(Method):
         if LOOKED not in self.needs:
             return None
         rest = [f"{name}^{power}" for name, power in self.factors if FACTORS[name].needs != {LOOKED}]
-        coarse = Reinforced("*".join(rest) or "inverse_degree")
+        coarse = Reinforced("*".join(rest) or "inverse_degree", neighbors=self.neighbors)
         plan: Plan = coarse(tokens, tokens.group_sizes.clamp(max=self.look))
         return plan
 
@@ -198,9 +196,9 @@ class Reinforced(Method):
             with in_full(tokens):
                 if label is None:
                     kept = top_k(weight, groups.valid, k)
-                    owner = nearest_kept(x, kept, groups.valid)
                     if self.aggregation == "top_k":
-                        return make_plan(tokens, groups, owner, kept.float())
+                        return give_mass(tokens, groups, kept)
+                    owner = nearest_kept(x, kept, groups.valid)
                 else:
                     _, owner = weighted_means(x, label(k), groups.valid, weight)
                     owner = owner.masked_fill(~groups.valid, DROPPED)
@@ -229,10 +227,13 @@ class Reinforced(Method):
 
 def _factor(text: str) -> tuple[str, float]:
     """Name and power of one part of a product."""
-    name, _, power = text.partition("^")
+    name, mark, power = text.partition("^")
     if name not in FACTORS:
         raise ValueError(f"importance has a factor {name!r}, expected some of {', '.join(FACTORS)} joined by *")
     try:
-        return name, float(power or 1)
+        number = float(power) if mark else 1.0
     except ValueError:
-        raise ValueError(f"importance has {text!r}, expected a number behind ^") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"importance has {text!r}, expected a finite number behind ^")
+    return name, number

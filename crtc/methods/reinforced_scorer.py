@@ -20,11 +20,9 @@ from crtc.reinforcement.propagation import edge_softmax, propagate
 from crtc.reinforcement.seed import Seed, text_of
 from crtc.selection import top_k
 from crtc.tokens import Groups, Plan, Tokens
-from crtc.ward import WardTree, ward_tree
+from crtc.ward import FAINT, WardTree, ward_tree
 
 _FROM_TEXT = 4
-FAINT = 1e-6
-"""Least importance, of the largest of a group: no token joins another for free."""
 Selector = Literal["ward", "farthest", "top_k"]
 
 

@@ -33,18 +33,20 @@ class Kernel:
 
     @classmethod
     def of(cls, x: Float[Tensor, "G M D"], weight: Float[Tensor, "G M"]) -> "Kernel":
-        """The kernel of tokens drawn with odds of `weight`, which is 0 where padded; time is linear in the tokens.
+        """The kernel of tokens drawn with odds of `weight`, which is 0 where padded.
 
         The moments of all pairs are those of the tokens: with mean 0 and `C = E[x x']`, the mean of d is `2 E|x|^2` and
-        that of its square `2 E|x|^4 + 2 (E|x|^2)^2 + 4 |C|^2`.
+        that of its square `2 E|x|^4 + 2 (E|x|^2)^2 + 4 |C|^2`. C is of channels or, in few tokens of many channels, its
+        norm is that of their products, so this takes no more than the smaller of both squares.
         """
-        odds = (weight.double() / weight.double().sum(1, keepdim=True))[:, None]
-        x = x.double()
+        odds = (weight / weight.sum(1, keepdim=True))[:, None]
         x = x - odds @ x
         length = x.square().sum(-1, keepdim=True)
         mean, fourth = odds @ length, odds @ length.square()
-        spread = (x * odds.transpose(1, 2)).transpose(1, 2) @ x
-        second = 2 * fourth + 2 * mean.square() + 4 * spread.square().sum((1, 2), keepdim=True)
+        part = x * odds.transpose(1, 2).sqrt()
+        turned = part.transpose(1, 2)
+        product = part @ turned if x.shape[1] < x.shape[2] else turned @ part
+        second = 2 * fourth + 2 * mean.square() + 4 * product.square().sum((1, 2), keepdim=True)
         deviation = (second - (2 * mean).square()).clamp(min=0).sqrt()
         reach, slope = 2 * mean - deviation / 2 + ROUNDING, 0.15 * deviation + ROUNDING
         return cls(reach.to(weight.dtype), slope.to(weight.dtype))
@@ -73,7 +75,7 @@ def inverse_degree(x: Float[Tensor, "G M D"], valid: Bool[Tensor, "G M"], *, chu
     Args:
         x: tokens.
         valid: False where padded.
-        chunk: rows of the kernel at once: memory is `G * chunk * M`, never the square of a long group.
+        chunk: rows of the kernel at once: memory is `G * (chunk * M + D * D)`, never the square of a long group.
     """
     near = Kernel.of(x, valid.to(x.dtype))
     degree = torch.zeros_like(x[..., 0])

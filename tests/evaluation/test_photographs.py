@@ -186,7 +186,7 @@ def test_what_is_written(classifier: Classifier, data: Labelled, tmp_path: Path)
     assert np.array_equal(stored["div_prune|3|mass|8"], results.runs["div_prune", 3, True, 8])
 
 
-def test_the_reference_is_weighted_ward_where_it_runs(classifier: Classifier, data: Labelled) -> None:
+def test_the_reference_is_reinforced_where_it_runs(classifier: Classifier, data: Labelled) -> None:
     results = Photographs(classifier, data, {"random": Random(), "reinforced": Spy()}, **SETTING).run()
     said = summary(results)
     assert said["reference"] == "reinforced" and "minus that of reinforced" in markdown(said)

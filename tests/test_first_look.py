@@ -53,3 +53,12 @@ def test_needs_no_width(name: str) -> None:
             host.model.generate(**inputs, max_new_tokens=2, do_sample=False)
         assert handle.tokens is not None and handle.plan is not None and handle.plan.merges
         assert int(handle.plan.size.sum()) == int(handle.tokens.candidates.sum())
+
+
+def test_nothing_is_looked_at_where_all_is_kept(
+    make_llava: Callable[..., Any], make_prompts: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crtc.compression.question_attention", lambda *given, **more: pytest.fail("it looked"))
+    model, inputs = make_llava(), make_prompts()
+    short = crtc.compress(model, inputs, Reinforced(LOOK), keep=1.0)
+    assert torch.equal(model(**short).logits, model(**inputs).logits)
