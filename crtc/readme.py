@@ -48,6 +48,9 @@ def blocks() -> dict[str, str]:
     untrained = ROOT / "results/untrained/table.md"
     if untrained.exists():
         found["untrained"] = untrained.read_text().partition("\n\n**")[0]
+    factorial = ROOT / "results/factorial/table.md"
+    if factorial.exists():
+        found["decides"] = "".join(factorial.read_text().rpartition("Share of the variance")[1:])
     mlp = ROOT / "results/mlp/table.md"
     if mlp.exists():
         found["mlp"] = with_mass(mlp.read_text())
