@@ -15,6 +15,8 @@ from crtc.evaluation.report import OURS
 from crtc.retention import Interval
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "crtc/hosts/glyphs_llava/README.md", ROOT / "docs/reinforcement.md")
+"""What holds generated blocks."""
 SHOWN = {
     *{ALL, NO_IMAGE, WRONG_IMAGE, "random", "uniform_grid", "pool", "cls_attention", "cross_modal_similarity", "fastv"},
     *{"pyramid_drop", "sparsevlm", "tome", "vision_zip", "kmeans", "dpc_knn", "dbdpc", "agglomerative", "div_prune"},
@@ -36,6 +38,7 @@ def blocks() -> dict[str, str]:
         "hosts": "results/hosts/table.md",
         "benchmark": "results/benchmark/table.md",
         "photographs": "results/photographs/table.md",
+        "geometries": "results/geometries/table.md",
         "authors": "results/benchmark/authors.md",
     }
     for name, file in tables.items():
@@ -48,6 +51,9 @@ def blocks() -> dict[str, str]:
     untrained = ROOT / "results/untrained/table.md"
     if untrained.exists():
         found["untrained"] = untrained.read_text().partition("\n\n**")[0]
+    residual = ROOT / "results/residual/table.md"
+    if residual.exists():
+        found["residual"] = residual.read_text().partition("\n\nAt ")[0].partition("\n\n")[2]
     factorial = ROOT / "results/factorial/table.md"
     if factorial.exists():
         found["decides"] = "".join(factorial.read_text().rpartition("Share of the variance")[1:])
@@ -121,7 +127,7 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for document in (ROOT / "README.md", ROOT / "crtc/hosts/glyphs_llava/README.md"):
+    for document in DOCUMENTS:
         if document.exists():
             document.write_text(filled(document.read_text()))
             print(f"wrote {document}")

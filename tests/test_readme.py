@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crtc.cli import main
-from crtc.readme import ROOT, blocks, filled
+from crtc.readme import DOCUMENTS, ROOT, blocks, filled
 
 README = ROOT / "README.md"
 SMALL = {
@@ -63,7 +63,7 @@ def test_hub_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("document", [README, ROOT / "crtc/hosts/glyphs_llava/README.md"], ids=["README", "model card"])
+@pytest.mark.parametrize("document", DOCUMENTS, ids=["README", "model card", "reinforcement"])
 def test_figures_are_generated(document: Path) -> None:
     text = document.read_text()
     assert set(re.findall(r"<!-- (\w+) -->", text)) <= blocks().keys(), "a block has lost its results"
