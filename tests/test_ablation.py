@@ -155,7 +155,7 @@ def test_stacked() -> None:
         ("model: {stepz: 1}", "stepz"),
         ("model: {design: {depth: 1}}", "depth"),
         ("use: {marge: false}", "marge"),
-        ("use: {graph: false}", r"holds \['graph'\], expected some of degree, merge, rewired, selector, steps"),
+        ("use: {graph: false}", r"holds \['graph'\], expected some of degree, merge, prior, rewired, selector, steps"),
         ("evaluate: {picture: 1}", "picture"),
         ("- model", "list"),
         ("model", "str"),

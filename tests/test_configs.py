@@ -36,7 +36,7 @@ def by_name(file: Path) -> str:
 
 
 def test_there_are_configs() -> None:
-    assert [file.stem for file in TRAINING if not file.stem.startswith(("host-", "peer_"))] == ["scorer"]
+    assert [file.stem for file in TRAINING if not file.stem.startswith(("host-", "peer_"))] == ["residual", "scorer"]
     assert {"base", "mlp", "no_propagation", "random_edges"} <= {file.stem for file in ABLATIONS}
     assert not list(CONFIGS.rglob("*.yml"))
 

@@ -46,7 +46,7 @@ class Serving:
         if self.method.question_aware:
             raise ValueError(
                 f"{type(self.method).__name__} looks at the question, but vLLM encodes images without their prompts; "
-                'expected another method, or settings such as "settings": {"question": false} without it'
+                'expected another method, or "settings": {"question": false} where a method has them'
             )
         for name, amount in (("keep", self.keep), ("count", self.count)):
             if amount is not None and (isinstance(amount, bool) or not isinstance(amount, int | float)):

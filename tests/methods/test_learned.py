@@ -68,11 +68,12 @@ def test_a_folder_says_whose_it_is(name: str, tokens: Tokens, tmp_path: Path) ->
         trained(tmp_path, question=False)
 
 
-def test_a_folder_that_names_no_method_is_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("former", [{}, {"method": "Reinforced"}])
+def test_a_folder_that_names_no_method_or_the_former_name_is_ours(tmp_path: Path, former: dict[str, str]) -> None:
     shutil.copytree(ReinforcedScorer.shipped(), tmp_path / "old")
     config = json.loads((ReinforcedScorer.shipped() / "config.json").read_text())
     assert config.pop("method") == "ReinforcedScorer"
-    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config | former))
     read = trained(tmp_path / "old", question=False)
     assert isinstance(read, ReinforcedScorer) and not read.question_aware
     read.save_pretrained(tmp_path)
